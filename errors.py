@@ -1,0 +1,31 @@
+"""The tree of errors that Penstock raises; every message names the value and the limit."""
+
+from __future__ import annotations
+
+
+class PenstockError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class ConfigError(PenstockError, ValueError):
+    """A setting, a preset or a YAML file is wrong."""
+
+
+class ModelError(PenstockError, ValueError):
+    """A model folder can't be served: missing files, unknown architecture, damaged tensors."""
+
+
+class RequestError(PenstockError, ValueError):
+    """A request can't be served; other requests go on."""
+
+
+class ClusterError(PenstockError, RuntimeError):
+    """The Ray cluster lacks what the engine asks for."""
+
+
+class EngineNotFoundError(PenstockError, LookupError):
+    """No engine of that name runs in the cluster."""
+
+
+class EngineDeadError(PenstockError, RuntimeError):
+    """The engine has failed or was shut down; the message says which part and why."""

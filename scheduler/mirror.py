@@ -1,0 +1,169 @@
+"""A stage's mirror of the scheduler's slots: applies plans in order and derives everything a step needs.
+
+The mirror decides nothing. All that it computes is a pure function of the plans applied so far, so that every rank of
+every stage agrees on shapes, on which rows sample, and on which token messages are received before which step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from .plan import GREEDY, Ints, Registration, Sampling, StepPlan, ints
+
+
+@dataclass(slots=True)
+class TokenReturn:
+    """The sampled tokens of one step on their way from the last stage to stage 0."""
+
+    step: int
+    slots: Ints  # [R] where the tokens go in the FutureMap, in row order
+
+
+@dataclass(slots=True)
+class StepInput:
+    """One step as host arrays, the same on every rank."""
+
+    plan: StepPlan
+    slots: Ints  # [S]
+    num_tokens: Ints  # [S]
+    starts: Ints  # [S] position of each row's first token
+    seq_lens: Ints  # [S] starts + num_tokens: keys that the row's last token attends to
+    query_starts: Ints  # [S + 1] offsets of the rows in the step's tokens
+    positions: Ints  # [T]
+    cache_slots: Ints  # [T] where each token's key and value go: block id * block size + offset
+    token_ids: Ints  # [T] known tokens; -1 where the FutureMap has it
+    future_rows: Ints  # [F] rows whose single token comes from the FutureMap
+    sample_rows: Ints  # [R] rows that sample a token
+    block_table: Ints  # [S, most blocks of a row] 0 beyond a row's own
+    returns: list[TokenReturn]  # messages that stage 0 receives before this step, in order
+
+    @property
+    def step(self) -> int:
+        return self.plan.step
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.slots)
+
+    @property
+    def total_tokens(self) -> int:
+        return len(self.positions)
+
+
+class Mirror:
+    """Slot-addressed state of the sequences that the scheduler has registered."""
+
+    def __init__(self, num_slots: int, max_blocks_per_seq: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.num_computed = np.zeros(num_slots, np.int32)
+        self.num_known = np.zeros(num_slots, np.int32)  # registered tokens; later ones live in the FutureMap
+        self.num_prompt = np.zeros(num_slots, np.int32)
+        self.num_blocks = np.zeros(num_slots, np.int32)
+        self.block_table = np.zeros((num_slots, max_blocks_per_seq), np.int32)
+        self.generation = np.full(num_slots, -1, np.int32)  # -1: nobody's
+        self.last_sample_step = np.full(num_slots, -1, np.int64)
+        self.token_ids: list[Ints | None] = [None] * num_slots
+        self.sampling: list[Sampling] = [GREEDY] * num_slots
+        self._unreceived: deque[TokenReturn] = deque()
+        self._next_step = 0
+
+    def apply(self, plan: StepPlan) -> StepInput:
+        """Applies the next plan and returns the step's arrays. Plans must come in order, without gaps."""
+        assert plan.step == self._next_step, f"plan {plan.step} arrived, {self._next_step} was expected"
+        self._next_step += 1
+        for slot in plan.released:
+            self._release(int(slot))
+        for registration in plan.registrations:
+            self._register(registration)
+        self._grant_blocks(plan.block_slots, plan.block_ids)
+        return self._derive(plan)
+
+    def _release(self, slot: int) -> None:
+        assert self.generation[slot] >= 0, f"slot {slot} released while free"
+        self.generation[slot] = -1
+        self.token_ids[slot] = None
+
+    def _register(self, r: Registration) -> None:
+        assert self.generation[r.slot] < 0, f"slot {r.slot} registered while taken"
+        self.generation[r.slot] = r.generation
+        self.num_computed[r.slot] = r.num_computed_tokens
+        self.num_known[r.slot] = len(r.token_ids)
+        self.num_prompt[r.slot] = r.num_prompt_tokens
+        self.num_blocks[r.slot] = 0
+        self.last_sample_step[r.slot] = -1
+        self.token_ids[r.slot] = r.token_ids
+        self.sampling[r.slot] = r.sampling
+
+    def _grant_blocks(self, slots: Ints, block_ids: Ints) -> None:
+        if not len(slots):
+            return
+        new_run = np.r_[True, slots[1:] != slots[:-1]]
+        run_starts = np.flatnonzero(new_run)
+        run_lengths = np.diff(np.r_[run_starts, len(slots)])
+        ranks = np.arange(len(slots)) - np.repeat(run_starts, run_lengths)
+        self.block_table[slots, self.num_blocks[slots] + ranks] = block_ids
+        self.num_blocks[slots[run_starts]] += run_lengths.astype(np.int32)
+
+    def _derive(self, plan: StepPlan) -> StepInput:
+        slots, counts = plan.slots, plan.num_tokens
+        starts = self.num_computed[slots]
+        seq_lens = starts + counts
+        query_starts = np.zeros(len(slots) + 1, np.int32)
+        np.cumsum(counts, out=query_starts[1:])
+        known = self.num_known[slots]
+        future_rows = ints(np.flatnonzero(starts >= known))
+        sample_rows = ints(np.flatnonzero(seq_lens >= known))
+        positions, cache_slots = self._place(slots, counts, starts, query_starts)
+        width = int(self.num_blocks[slots].max(initial=1))
+        inputs = StepInput(
+            plan=plan,
+            slots=slots,
+            num_tokens=counts,
+            starts=starts,
+            seq_lens=seq_lens,
+            query_starts=query_starts,
+            positions=positions,
+            cache_slots=cache_slots,
+            token_ids=self._known_tokens(slots, starts, seq_lens, query_starts, known),
+            future_rows=future_rows,
+            sample_rows=sample_rows,
+            block_table=self.block_table[slots, :width],
+            returns=self._due_returns(slots[future_rows]),
+        )
+        self.num_computed[slots] = seq_lens
+        self._note_samples(plan.step, slots[sample_rows])
+        return inputs
+
+    def _place(self, slots: Ints, counts: Ints, starts: Ints, query_starts: Ints) -> tuple[Ints, Ints]:
+        if query_starts[-1] == len(slots):  # decodes only: one token a row
+            positions, rows = starts, slots
+        else:
+            positions = ints(np.arange(query_starts[-1]) + np.repeat(starts - query_starts[:-1], counts))
+            rows = np.repeat(slots, counts)
+        blocks = self.block_table[rows, positions // self.block_size]
+        return positions, blocks * self.block_size + positions % self.block_size
+
+    def _known_tokens(self, slots: Ints, starts: Ints, ends: Ints, query_starts: Ints, known: Ints) -> Ints:
+        tokens = np.full(query_starts[-1], -1, np.int32)
+        for row in np.flatnonzero(starts < known):
+            source = self.token_ids[slots[row]]
+            assert source is not None and ends[row] <= known[row], f"slot {slots[row]}: chunk past its known tokens"
+            tokens[query_starts[row] : query_starts[row + 1]] = source[starts[row] : ends[row]]
+        return tokens
+
+    def _due_returns(self, future_slots: Ints) -> list[TokenReturn]:
+        """Messages up to the newest step that one of these slots was sampled in."""
+        due: list[TokenReturn] = []
+        if len(future_slots):
+            newest = self.last_sample_step[future_slots].max()
+            while self._unreceived and self._unreceived[0].step <= newest:
+                due.append(self._unreceived.popleft())
+        return due
+
+    def _note_samples(self, step: int, slots: Ints) -> None:
+        if len(slots):
+            self.last_sample_step[slots] = step
+            self._unreceived.append(TokenReturn(step, slots))
