@@ -1,0 +1,1 @@
+"""The actors: Ray processes, links, sockets and the handle."""

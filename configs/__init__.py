@@ -1,0 +1,1 @@
+"""Settings, presets, and the reader of Hugging Face configuration files."""

@@ -1,0 +1,1 @@
+"""Ready settings, one YAML file each."""

@@ -1,0 +1,1 @@
+"""The model: what a stage computes, from tensors to sampled tokens."""

@@ -1,0 +1,1 @@
+"""The scheduler: pure Python and NumPy; decides what every step holds. Loads neither torch nor Ray."""
