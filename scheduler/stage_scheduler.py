@@ -1,0 +1,111 @@
+"""A stage's own asynchronous scheduler: it decides when, never what.
+
+For every plan, as soon as it is there: derive the step, prepare its arrays, and enqueue `receive, compute, send` in
+plan order, so that over time every rank enqueues compute(t), send(t), receive(t + 1). Nothing here waits for a device:
+a thread of its own waits for each step's last event, retires it and hands its result out. How far a stage runs ahead
+is bounded by the plans that the scheduler leaves un-retired.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
+
+from .device import Device, Event
+from .mirror import Mirror, StepInput
+from .plan import StepPlan, StepResult
+from .timeline import Timeline
+
+Work = TypeVar("Work")
+
+
+class Stage(Protocol[Work]):
+    """What a stage does with a step: source, layers and sink behind five methods."""
+
+    def prepare(self, inputs: StepInput) -> Work:
+        """Host part: the step's tensors and buffers. Runs while earlier steps compute."""
+        ...
+
+    def receive(self, work: Work) -> Sequence[Event]:
+        """Enqueues what the step receives; returns the events that its compute waits for."""
+        ...
+
+    def compute(self, work: Work, after: Sequence[Event]) -> Event:
+        """Enqueues the layers, and the sampler behind them; returns the event of the last piece."""
+        ...
+
+    def send(self, work: Work, computed: Event) -> Event:
+        """Enqueues what leaves the stage; the step retires with the returned event."""
+        ...
+
+    def result(self, work: Work) -> StepResult | None:
+        """The step's answer, built on the retiring thread; None where another rank answers."""
+        ...
+
+
+class StageScheduler:
+    """Drives one rank of one stage. `submit` is called by one thread, with every plan, in order."""
+
+    def __init__(
+        self,
+        stage: Stage[Work],
+        mirror: Mirror,
+        device: Device,
+        on_result: Callable[[StepResult], None],
+        on_failure: Callable[[BaseException], None],
+        timeline: Timeline,
+    ) -> None:
+        self.timeline = timeline
+        self.last_retired_step = -1
+        self.failure: BaseException | None = None
+        self._stage = stage
+        self._mirror = mirror
+        self._device = device
+        self._on_result = on_result
+        self._on_failure = on_failure
+        self._launched: SimpleQueue[tuple[int, Work, Event] | None] = SimpleQueue()
+        self._retirer = threading.Thread(target=self._retire_all, name="retire", daemon=True)
+        self._retirer.start()
+
+    def submit(self, plan: StepPlan) -> None:
+        """Launches the plan's step behind the earlier ones. Never blocks; failures go to `on_failure`."""
+        if self.failure is not None:
+            return
+        try:
+            self._launch(self._mirror.apply(plan))
+        except BaseException as error:  # one of the actor's tops: a broken invariant must reach the engine
+            self._fail(error)
+
+    def close(self) -> None:
+        """Retires what was launched, as far as peers allow, and ends the threads."""
+        self._launched.put(None)
+        self._device.close()
+        self._retirer.join(timeout=1.0)
+
+    def _launch(self, inputs: StepInput) -> None:
+        work = self._stage.prepare(inputs)
+        received = self._stage.receive(work)
+        computed = self._stage.compute(work, received)
+        sent = self._stage.send(work, computed)
+        self._launched.put((inputs.step, work, sent))
+
+    def _retire_all(self) -> None:
+        try:
+            while (launched := self._launched.get()) is not None:
+                self._retire(*launched)
+        except BaseException as error:
+            self._fail(error)
+
+    def _retire(self, step: int, work: Work, sent: Event) -> None:
+        sent.wait()
+        result = self._stage.result(work)
+        self.last_retired_step = step
+        if result is not None:
+            self._on_result(result)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = error
+            self._on_failure(error)
