@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..scheduler.device import Device, Event, Link
 from ..scheduler.mirror import Mirror
-from ..scheduler.plan import StepResult, ints
+from ..scheduler.plan import StepResult
 from .decoder import StageModule
 from .future_map import FutureMap
 from .logprobs import PromptLogprobs
@@ -63,7 +63,8 @@ class LinkSink:
         """Moves the hidden states into the buffer."""
 
         def store() -> None:
-            assert work.outgoing is not None and work.hidden is not None
+            assert work.outgoing is not None
+            assert work.hidden is not None
             work.outgoing.copy_(work.hidden)
             work.hidden = None
 
@@ -88,7 +89,7 @@ class LinkSink:
 class SamplerSink:
     """The last stage: samples, sends the tokens to stage 0's FutureMap, and answers.
 
-    Every rank of the stage samples (the draws are equal, being counted); each feeds its own rank of stage 0, one answers.
+    Every rank of the stage samples (draws are counted, hence equal); each feeds its own rank of stage 0, one answers.
     """
 
     device: Device
@@ -104,8 +105,8 @@ class SamplerSink:
         """The sampler's host part."""
         inputs, rows = work.inputs, work.inputs.sample_rows
         work.sampling = self.sampler.prepare(inputs, self.mirror)
-        work.prompt_scores = self.prompt_logprobs.prepare(inputs, self.mirror)
-        device = self.sampler.device
+        work.prompt = self.prompt_logprobs.prepare(inputs, self.mirror)
+        device = work.batch.positions.device
         work.sample_offsets = torch.from_numpy(inputs.query_starts[rows + 1] - 1).to(device, torch.int64)
         work.sample_slots = torch.from_numpy(inputs.slots[rows]).to(device, torch.int64)
         return []
@@ -119,17 +120,17 @@ class SamplerSink:
     @torch.inference_mode()
     def _sample(self, work: StepWork) -> None:
         hidden, sampling = work.hidden, work.sampling
-        assert hidden is not None and sampling is not None and work.sample_offsets is not None
-        if work.prompt_scores is not None:
-            self.prompt_logprobs.score(hidden, self.module.logits, work.prompt_scores)
+        assert hidden is not None
+        assert sampling is not None
+        assert work.sample_offsets is not None
+        if work.prompt is not None:
+            work.prompt_scores = self.prompt_logprobs.score(hidden, work.prompt, self.module.logits)
         if len(work.sample_offsets):
             logits = self.module.logits(hidden[work.sample_offsets])
             work.sampled = self.sampler.sample(logits, sampling)
             if self.future_map is not None:
                 assert work.sample_slots is not None
                 self.future_map.write(work.sample_slots, work.sampled.token_ids)
-        else:
-            self.sampler.register(sampling)
         work.hidden = None
 
     def send(self, work: StepWork, computed: Event) -> Event:
@@ -147,19 +148,14 @@ class SamplerSink:
         if work.sampled is not None:
             work.sampled = work.sampled.to_host()
         if work.prompt_scores is not None:
-            work.prompt_scores.to_host()
+            work.prompt_scores = work.prompt_scores.to_host()
 
     def result(self, work: StepWork) -> StepResult | None:
         """Tokens and log-probabilities, from host memory."""
         if not self.answers:
             return None
-        result = StepResult(step=work.inputs.step, epoch=work.inputs.plan.epoch, token_ids=ints())
-        if work.sampled is not None:
-            assert work.sampling is not None
-            self.sampler.fill_result(result, work.sampled, work.sampling)
-        if work.prompt_scores is not None:
-            result.prompt_logprobs = work.prompt_scores.to_logprobs()
-        return result
+        plan = work.inputs.plan
+        return self.sampler.to_result(plan.step, plan.epoch, work.sampled, work.prompt_scores)
 
 
 def _tokens(work: StepWork) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..scheduler.device import Device, Event, Link
+from ..scheduler.plan import Ints
 from .decoder import StageModule
 from .future_map import FutureMap
 from .work import StepWork
@@ -48,16 +49,19 @@ class TokenSource:
 
     def receive(self, work: StepWork) -> Sequence[Event]:
         """Receives the tokens that this step's rows were given, and those of every step before."""
+        inputs = work.inputs
+        if len(inputs.future_rows):
+            work.future_offsets = self._on_device(inputs.query_starts[inputs.future_rows])
+            work.future_slots = self._on_device(inputs.slots[inputs.future_rows])
         if self._link is None:
             return []
-        return [self._receive_one(work, returned.slots.tolist()) for returned in work.inputs.returns][-1:]
+        return [self._receive_one(work, returned.slots) for returned in inputs.returns][-1:]
 
-    def _receive_one(self, work: StepWork, slots: list[int]) -> Event:
+    def _receive_one(self, work: StepWork, slots: Ints) -> Event:
         link = self._link
         assert link is not None
-        device = self._future_map.device
-        tokens = torch.empty(len(slots), dtype=torch.int64, device=device)
-        work.returned.append((torch.tensor(slots, device=device), tokens))
+        tokens = torch.empty(len(slots), dtype=torch.int64, device=self._future_map.tokens.device)
+        work.returned.append((self._on_device(slots), tokens))
         return self._device.enqueue(
             "token_receive", lambda: link.receive(tokens), cause="tokens", step=work.inputs.step
         )
@@ -66,10 +70,16 @@ class TokenSource:
         """Writes the returned tokens, gathers, embeds: [T, H]."""
         for slots, tokens in work.returned:
             self._future_map.write(slots, tokens)
-        return self._module.embed(self._future_map.fill(work.batch))
+        token_ids = work.batch.token_ids
+        if work.future_offsets is not None and work.future_slots is not None:
+            self._future_map.fill(token_ids, work.future_offsets, work.future_slots)
+        return self._module.embed(token_ids)
 
     def consumed(self, computed: Event) -> None:
         """Token buffers are the step's own."""
+
+    def _on_device(self, values: Ints) -> Tensor:
+        return torch.from_numpy(values.astype("int64")).to(self._future_map.tokens.device, non_blocking=True)
 
 
 class LinkSource:

@@ -29,7 +29,7 @@ from .partition import partition_layers
 from .sampler import Sampler
 from .sinks import LinkSink, SamplerSink, Sink
 from .sources import LinkSource, Source, TokenSource
-from .tensor_parallel import TensorParallel
+from .tensor_parallel import TensorParallel, kv_heads_per_rank
 from .work import StepWork
 
 NUM_LINK_BUFFERS = 2
@@ -124,7 +124,7 @@ class _StageBuilder:
         self.dtype: torch.dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
         self.timeline = Timeline(keep_spans=config.trace is not None)
         self.device: Device = CpuDevice(self.timeline, name=f"stage{stage_idx}.{tp_rank}")
-        max_model_len = config.max_model_len or model_config.max_position_embeddings
+        max_model_len = config.max_model_len or model_config.max_model_len
         self.mirror = Mirror(config.max_num_seqs, -(-max_model_len // config.block_size), config.block_size)
         self.future_map = FutureMap(config.max_num_seqs, self.torch_device)
         layers = partition_layers(model_config, config.pipeline_parallel_size, config.pipeline_layer_partition)
@@ -145,7 +145,7 @@ class _StageBuilder:
             dummy_weights(module, model_config, config.seed)
         else:
             load_weights(module, config.model, model_config, layers, tp.rank, tp.size)
-        heads = -(-model_config.num_key_value_heads // tp.size)
+        heads = kv_heads_per_rank(model_config.num_key_value_heads, tp.size)
         cache = KVCache(
             len(layers), num_blocks, config.block_size, heads, model_config.head_dim, self.dtype, self.torch_device
         )
@@ -168,7 +168,7 @@ class _StageBuilder:
             module=self.module,
             mirror=self.mirror,
             sampler=Sampler(self.config.max_num_seqs, vocab_size, self.torch_device),
-            prompt_logprobs=PromptLogprobs(),
+            prompt_logprobs=PromptLogprobs(vocab_size, self.torch_device),
             future_map=self.future_map if self.is_first else None,
             link=self.ports.token_send,
             answers=self.tp_rank == 0,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..scheduler.mirror import StepInput
 from .batch import Batch
-from .logprobs import PromptScores
+from .logprobs import PromptStep, Scores
 from .sampler import Sampled, SamplingStep
 
 
@@ -18,6 +18,8 @@ class StepWork:
 
     inputs: StepInput
     batch: Batch
+    future_offsets: Tensor | None = None  # [F] places of token_ids that the FutureMap fills
+    future_slots: Tensor | None = None  # [F]
     incoming: Tensor | None = None  # [T, H] link buffer
     returned: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (slots [R], tokens [R]) for the FutureMap
     hidden: Tensor | None = None  # [T, H] what the layers gave
@@ -26,4 +28,5 @@ class StepWork:
     sample_offsets: Tensor | None = None  # [R] rows of hidden that are sampled
     sample_slots: Tensor | None = None  # [R]
     sampled: Sampled | None = None
-    prompt_scores: PromptScores | None = None
+    prompt: PromptStep | None = None
+    prompt_scores: Scores | None = None

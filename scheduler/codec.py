@@ -120,7 +120,8 @@ def decode_sampling(fields: list[Any] | None) -> Sampling:
     """Sampling settings from their list form; nil is greedy."""
     if fields is None:
         return GREEDY
-    *plain, stop_token_ids, logit_bias = fields
+    plain: list[Any] = fields[:-2]
+    stop_token_ids, logit_bias = fields[-2:]
     return Sampling(*plain, tuple(stop_token_ids), tuple((int(t), float(b)) for t, b in logit_bias))
 
 

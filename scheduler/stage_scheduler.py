@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .device import Device, Event
 from .mirror import Mirror, StepInput
@@ -50,7 +50,7 @@ class StageScheduler:
 
     def __init__(
         self,
-        stage: Stage[Work],
+        stage: Stage[Any],
         mirror: Mirror,
         device: Device,
         on_result: Callable[[StepResult], None],
@@ -65,7 +65,7 @@ class StageScheduler:
         self._device = device
         self._on_result = on_result
         self._on_failure = on_failure
-        self._launched: SimpleQueue[tuple[int, Work, Event] | None] = SimpleQueue()
+        self._launched: SimpleQueue[tuple[int, Any, Event] | None] = SimpleQueue()
         self._retirer = threading.Thread(target=self._retire_all, name="retire", daemon=True)
         self._retirer.start()
 
@@ -98,7 +98,7 @@ class StageScheduler:
         except BaseException as error:
             self._fail(error)
 
-    def _retire(self, step: int, work: Work, sent: Event) -> None:
+    def _retire(self, step: int, work: Any, sent: Event) -> None:
         sent.wait()
         result = self._stage.result(work)
         self.last_retired_step = step

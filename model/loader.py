@@ -1,0 +1,154 @@
+"""Fills a stage's parameters: from safetensors files, of which only the rank's own slices are read, or at random.
+
+Weights in pickle form (*.bin, *.pt) are refused: unpickling runs code. Every parameter must be filled completely;
+what the checkpoint holds beyond that is ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..configs.json_fields import Fields
+from ..configs.model_config import ModelConfig
+from ..errors import ModelError
+from .decoder import StageModule
+from .weight_map import Part, Piece, stage_weights
+
+_RANDOM_ROWS = 1024  # rows that share one random stream
+
+
+class WeightSource(Protocol):
+    """Where pieces come from."""
+
+    def read(self, piece: Piece) -> Tensor:
+        """The piece's part of its tensor, in any floating type."""
+        ...
+
+
+def load_weights(
+    module: nn.Module, folder: str | Path, config: ModelConfig, layer_range: range, tp_rank: int, tp_size: int
+) -> None:
+    """Fills the module from a model folder.
+
+    Raises ModelError, naming tensor and file: no safetensors, a missing or truncated file, a missing tensor, one of an
+    unexpected shape.
+    """
+    with SafetensorsFolder(Path(folder)) as source:
+        _fill(module, source, stage_weights(config, layer_range, tp_rank, tp_size))
+
+
+def dummy_weights(module: StageModule, config: ModelConfig, seed: int) -> None:
+    """Fills the module at random. The whole model's weights are the same at any partition and tensor_parallel_size."""
+    _fill(module, RandomWeights(seed), stage_weights(config, module.layer_range, module.tp.rank, module.tp.size))
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, source: WeightSource, pieces: list[Piece]) -> None:
+    parameters = dict(module.named_parameters())
+    missing = {name: parameter.numel() for name, parameter in parameters.items()}
+    for piece in pieces:
+        target = parameters[piece.parameter][piece.into]
+        target.copy_(source.read(piece) if piece.tensor else torch.zeros(()))
+        missing[piece.parameter] -= target.numel()
+    for name, count in missing.items():
+        if count:
+            raise ModelError(f"nothing fills {count} of the {parameters[name].numel()} values of {name}")
+
+
+class SafetensorsFolder:
+    """The safetensors of a model folder: one file, or shards with an index. Files open when first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, Any] = {}
+        self._exits = ExitStack()
+        self._files = self._index()  # tensor name -> file name; empty: the one file
+
+    def __enter__(self) -> SafetensorsFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def read(self, piece: Piece) -> Tensor:
+        file = self._file_of(piece.tensor)
+        try:
+            tensor = self._opened(file).get_slice(piece.tensor)
+            shape = tuple(tensor.get_shape())
+            if shape != piece.shape:
+                raise ModelError(f"tensor {piece.tensor} in {file} has shape {shape}, expected {piece.shape}")
+            values: Tensor = tensor[piece.part]
+        except SafetensorError as error:
+            raise ModelError(f"tensor {piece.tensor} can't be read from {self._folder / file}: {error}") from error
+        if not values.is_floating_point():
+            raise ModelError(f"tensor {piece.tensor} in {file} is of type {values.dtype}, expected floating point")
+        return values
+
+    def _index(self) -> dict[str, str]:
+        index = self._folder / "model.safetensors.index.json"
+        if index.is_file():
+            weight_map = Fields.read(index).inner("weight_map").values
+            return {str(name): str(file) for name, file in weight_map.items()}
+        if (self._folder / "model.safetensors").is_file():
+            return {}
+        pickles = sorted(p.name for p in self._folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if pickles:
+            raise ModelError(
+                f"model folder {self._folder} holds pickle weights only ({pickles[0]}), which are never loaded because "
+                f"unpickling runs code: convert them to safetensors"
+            )
+        raise ModelError(f"model folder {self._folder} has neither model.safetensors nor model.safetensors.index.json")
+
+    def _file_of(self, tensor: str) -> str:
+        if not self._files:
+            return "model.safetensors"
+        if tensor not in self._files:
+            raise ModelError(f"tensor {tensor} is missing from {self._folder / 'model.safetensors.index.json'}")
+        return self._files[tensor]
+
+    def _opened(self, file: str) -> Any:
+        if file not in self._open:
+            path = self._folder / file
+            if path.resolve().parent != self._folder.resolve() and ".." in Path(file).parts:
+                raise ModelError(f"{path} lies outside the model folder")
+            if not path.is_file():
+                raise ModelError(f"weights file {path} is missing, though the index names it")
+            self._open[file] = self._exits.enter_context(safe_open(path, framework="pt"))
+        return self._open[file]
+
+
+class RandomWeights:
+    """Weights from a seed: a value depends on the seed, its tensor's name and its place in it alone.
+
+    Scaled so that activations keep their size and near-ties of logits are rare: matrices have a standard deviation of
+    2 / sqrt(inputs), norms lie around 1, biases around 0.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def read(self, piece: Piece) -> Tensor:
+        rows = piece.part[0]
+        first, last = rows.start or 0, rows.stop
+        blocks = [self._block(piece, b) for b in range(first // _RANDOM_ROWS, -(-last // _RANDOM_ROWS))]
+        offset = first // _RANDOM_ROWS * _RANDOM_ROWS
+        part: Part = (slice(first - offset, last - offset), *piece.part[1:])
+        return torch.cat(blocks)[part]
+
+    def _block(self, piece: Piece, block: int) -> Tensor:
+        """Rows block * _RANDOM_ROWS and on, of the whole tensor's width."""
+        key = f"{self.seed}/{piece.tensor}/{block}".encode()
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
+        rows = min(_RANDOM_ROWS, piece.shape[0] - block * _RANDOM_ROWS)
+        noise = torch.empty(rows, *piece.shape[1:]).uniform_(-1, 1, generator=generator)
+        if len(piece.shape) == 2:
+            return noise * (2 * math.sqrt(3 / piece.shape[1]))
+        return noise * 0.1 + (0.0 if piece.tensor.endswith(".bias") else 1.0)

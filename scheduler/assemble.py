@@ -1,0 +1,222 @@
+"""Builds the next plan: whose turn it is, which rows fit, which blocks they need.
+
+A step that waits for nothing goes before one that waits for tokens: first the least recent cohort, if its tokens are
+back by then, with a share of prefill; else a step of prefill alone; else the decodes that must wait for their tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .cohorts import Cohort
+from .lifecycle import Lifecycle
+from .plan import Ints, Registration, StepPlan, ints
+from .policy import Load, PrefillPolicy
+from .request import Request
+from .slots import Slots
+
+_NO_ROWS = np.empty(0, np.intp)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan under construction: decode rows, then prefill rows."""
+
+    step: int
+    cohort: int = -1
+    decodes: Slots = field(default_factory=lambda: _NO_ROWS)  # [D] one token each
+    prefill_slots: list[int] = field(default_factory=list)  # [F]
+    prefill_counts: list[int] = field(default_factory=list)  # [F]
+    final_chunks: list[int] = field(default_factory=list)  # indices into the prefill rows that sample
+    registrations: list[Registration] = field(default_factory=list)
+    block_slots: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.decodes) + len(self.prefill_slots)
+
+    def grant(self, slot: int, blocks: list[int]) -> None:
+        """Blocks for the slot's table; at most once for a slot and plan."""
+        self.block_slots += [slot] * len(blocks)
+        self.block_ids += blocks
+
+
+@dataclass(slots=True)
+class Flight:
+    """What the scheduler remembers of a plan until its result comes."""
+
+    step: int
+    slots: Slots  # [S] the rows
+    generations: Ints  # [S]
+    sample_rows: Slots | None  # [R] None: all of them
+
+
+class Assembler:
+    """Drafts plans from the lifecycle's state."""
+
+    def __init__(self, life: Lifecycle, policy: PrefillPolicy) -> None:
+        self._life = life
+        self._policy = policy
+        self._config = life.config
+        self._must_retire = not life.config.async_scheduling
+
+    def draft(self, step: int) -> Draft:
+        """The next step's rows, none when nothing can run now."""
+        draft = Draft(step)
+        cohorts = self._life.cohorts
+        turn = cohorts.next_turn(step)
+        if turn is not None:
+            self._decode(draft, *turn)
+        self._prefill(draft)
+        if not draft.num_rows and (turn := cohorts.waiting_turn()) is not None:
+            self._decode(draft, *turn)
+        return draft
+
+    def publish(self, draft: Draft) -> tuple[StepPlan, Flight]:
+        """The draft as a plan, and what to remember of it."""
+        slots, counts, sample_rows = draft.decodes, np.ones(len(draft.decodes), np.int32), None
+        if draft.prefill_slots:
+            num_decodes = len(slots)
+            slots = np.concatenate((slots, np.array(draft.prefill_slots, np.intp)))
+            counts = np.concatenate((counts, ints(draft.prefill_counts)))
+            final = np.array(draft.final_chunks, np.intp) + num_decodes
+            sample_rows = np.concatenate((np.arange(num_decodes, dtype=np.intp), final))
+        plan = StepPlan(
+            step=draft.step,
+            slots=slots.astype(np.int32),
+            num_tokens=counts,
+            epoch=self._config.epoch,
+            cohort=draft.cohort,
+            released=self._life.table.drain_released(),
+            registrations=draft.registrations,
+            block_slots=ints(draft.block_slots),
+            block_ids=ints(draft.block_ids),
+        )
+        return plan, Flight(draft.step, slots, self._life.table.generation[slots], sample_rows)
+
+    def _decode(self, draft: Draft, cohort: Cohort, slots: Slots) -> None:
+        """One token for each of the slots, as far as the budget and, after preemptions, the cache allow."""
+        life, table = self._life, self._life.table
+        slots = self._make_room(cohort, slots[: self._config.max_num_batched_tokens])
+        if not len(slots):
+            return
+        scheduled = table.num_scheduled[slots]
+        for slot in slots[scheduled >= table.capacity[slots]].tolist():
+            request = self._holder(slot)
+            life.prefix.add(request, int(table.num_scheduled[slot]))
+            draft.grant(slot, life.grow(request, 1))
+        scheduled += 1
+        table.num_scheduled[slots] = scheduled
+        table.last_step[slots] = draft.step
+        life.cohorts.note_turn(cohort, draft.step)
+        last = scheduled + 2 > table.limit[slots]
+        if last.any():
+            for slot in slots[last].tolist():
+                life.fully_planned(self._holder(slot))
+        draft.cohort, draft.decodes = cohort.index, slots
+
+    def _make_room(self, cohort: Cohort, slots: Slots) -> Slots:
+        """Preempts until there is a block for each row that needs one; the rows that are left."""
+        life, table = self._life, self._life.table
+        while True:
+            num_needed = int((table.num_scheduled[slots] >= table.capacity[slots]).sum())
+            if num_needed <= life.pool.num_free:
+                return slots
+            life.preempt_latest()
+            slots = slots[table.cohort[slots] == cohort.index]
+
+    def _prefill(self, draft: Draft) -> None:
+        """Chunks of known tokens: first of requests already begun, then of the queue's head."""
+        life = self._life
+        tokens_left = self._policy.prefill_tokens(self._load(draft))
+        for request in list(life.prefilling):
+            if not tokens_left:
+                return
+            if self._must_retire and life.table.last_step[request.slot] > life.last_retired_step:
+                continue
+            count = self._continue(draft, request, tokens_left)
+            tokens_left -= count
+            if request in life.prefilling and tokens_left:  # the cache is full; who comes later waits behind it
+                return
+        while tokens_left and life.table.num_free and not life.preempted:
+            request_or_none = life.queue.head()
+            count = self._admit(draft, request_or_none, tokens_left) if request_or_none else 0
+            if not count:
+                return
+            tokens_left -= count
+
+    def _load(self, draft: Draft) -> Load:
+        life = self._life
+        return Load(
+            waiting_tokens=life.num_prefill_tokens(),
+            running_decodes=life.cohorts.num_members,
+            free_share=life.pool.num_free / life.pool.num_blocks,
+            reserve=life.reserve.share,
+            budget=self._config.max_num_batched_tokens - len(draft.decodes),
+        )
+
+    def _num_spare_blocks(self, others_run: bool) -> int:
+        """Blocks that prefill may take; the reserve is for the growth of others."""
+        pool = self._life.pool
+        return max(0, pool.num_free - (int(self._life.reserve.share * pool.num_blocks) if others_run else 0))
+
+    def _continue(self, draft: Draft, request: Request, max_tokens: int) -> int:
+        """The next chunk of a request that has begun; its tokens, fewer than asked where the cache has no room."""
+        life, size = self._life, self._config.block_size
+        start = int(life.table.num_scheduled[request.slot])
+        spare = self._num_spare_blocks(others_run=life.cohorts.num_members > 0)
+        room = (len(request.blocks) + spare) * size - start
+        count = min(max_tokens, len(request.tokens) - start, room)
+        if count > 0:
+            num_new = -(-(start + count) // size) - len(request.blocks)
+            draft.grant(request.slot, life.grow(request, num_new) if num_new > 0 else [])
+            self._add_chunk(draft, request, start, count)
+        return max(count, 0)
+
+    def _admit(self, draft: Draft, request: Request, max_tokens: int) -> int:
+        """A slot and a first chunk for the queue's head, if blocks for all of it fit beyond the reserve."""
+        life, size = self._life, self._config.block_size
+        hits = [] if request.wants_prompt_logprobs else life.prefix.match(request)
+        if hits is None:
+            return 0
+        start = len(hits) * size
+        count = min(max_tokens, len(request.tokens) - start)
+        num_new = -(-(start + count) // size) - len(hits)
+        others_run = life.table.num_free < life.table.num_slots
+        if num_new + life.pool.num_unheld(hits) > self._num_spare_blocks(others_run):
+            return 0
+        life.admit(request, hits, num_new)
+        draft.registrations.append(self._registration(request, start))
+        draft.grant(request.slot, request.blocks)
+        self._add_chunk(draft, request, start, count)
+        return count
+
+    def _add_chunk(self, draft: Draft, request: Request, start: int, count: int) -> None:
+        life, slot = self._life, request.slot
+        end = start + count
+        life.table.num_scheduled[slot] = end
+        life.table.last_step[slot] = draft.step
+        life.prefix.add(request, end)
+        draft.prefill_slots.append(slot)
+        draft.prefill_counts.append(count)
+        if end == len(request.tokens):
+            draft.final_chunks.append(len(draft.prefill_slots) - 1)
+            life.prefilled(request, draft.step, draft.cohort)
+
+    def _registration(self, request: Request, num_computed: int) -> Registration:
+        return Registration(
+            slot=request.slot,
+            generation=int(self._life.table.generation[request.slot]),
+            num_computed_tokens=num_computed,
+            num_prompt_tokens=request.num_prompt,
+            token_ids=request.known_tokens(),
+            sampling=request.remaining_sampling,
+        )
+
+    def _holder(self, slot: int) -> Request:
+        request = self._life.table.requests[slot]
+        assert request is not None, f"slot {slot} has no holder"
+        return request
