@@ -1,4 +1,4 @@
-"""The whole pipeline in one process: the same scheduler, stage schedulers, plan bytes and model, without Ray or sockets.
+"""The pipeline in one process: the same scheduler, stage schedulers, plan bytes and model, without Ray or sockets.
 
 For tests and for measuring: links are queues between threads, results come back through a queue, optionally late.
 """

@@ -65,6 +65,7 @@ class Assembler:
 
     def draft(self, step: int) -> Draft:
         """The next step's rows, none when nothing can run now."""
+        self._life.prefix.begin_step()
         draft = Draft(step)
         cohorts = self._life.cohorts
         turn = cohorts.next_turn(step)
@@ -73,10 +74,25 @@ class Assembler:
         self._prefill(draft)
         if not draft.num_rows and (turn := cohorts.waiting_turn()) is not None:
             self._decode(draft, *turn)
+            if not draft.num_rows:  # all of them were preempted: prefill can have their blocks
+                self._prefill(draft)
         return draft
+
+    def unblock(self) -> bool:
+        """With nothing in flight and no row to plan: whether another attempt can plan one.
+
+        Either the head of the queue is hashed further by each attempt, or chunked prompts hold the whole cache between
+        them, and the latest gives its blocks to the others.
+        """
+        life = self._life
+        if len(life.prefilling) > 1:
+            life.preempt_latest()
+            return True
+        return not life.prefilling and life.queue.head() is not None
 
     def publish(self, draft: Draft) -> tuple[StepPlan, Flight]:
         """The draft as a plan, and what to remember of it."""
+        self._life.reserve.note_step()
         slots, counts, sample_rows = draft.decodes, np.ones(len(draft.decodes), np.int32), None
         if draft.prefill_slots:
             num_decodes = len(slots)
@@ -105,7 +121,7 @@ class Assembler:
             return
         scheduled = table.num_scheduled[slots]
         for slot in slots[scheduled >= table.capacity[slots]].tolist():
-            request = self._holder(slot)
+            request = table.holder(slot)
             life.prefix.add(request, int(table.num_scheduled[slot]))
             draft.grant(slot, life.grow(request, 1))
         scheduled += 1
@@ -115,7 +131,7 @@ class Assembler:
         last = scheduled + 2 > table.limit[slots]
         if last.any():
             for slot in slots[last].tolist():
-                life.fully_planned(self._holder(slot))
+                life.fully_planned(table.holder(slot))
         draft.cohort, draft.decodes = cohort.index, slots
 
     def _make_room(self, cohort: Cohort, slots: Slots) -> Slots:
@@ -189,6 +205,9 @@ class Assembler:
         if num_new + life.pool.num_unheld(hits) > self._num_spare_blocks(others_run):
             return 0
         life.admit(request, hits, num_new)
+        if not request.wants_prompt_logprobs:
+            life.num_prefix_query_tokens += len(request.tokens)
+            life.num_prefix_hit_tokens += start
         draft.registrations.append(self._registration(request, start))
         draft.grant(request.slot, request.blocks)
         self._add_chunk(draft, request, start, count)
@@ -215,8 +234,3 @@ class Assembler:
             token_ids=request.known_tokens(),
             sampling=request.remaining_sampling,
         )
-
-    def _holder(self, slot: int) -> Request:
-        request = self._life.table.requests[slot]
-        assert request is not None, f"slot {slot} has no holder"
-        return request

@@ -95,7 +95,7 @@ class Cohorts:
     def _has_room(self, slots: Slots) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """Which of them may have one more unresolved token."""
         unresolved = self._table.num_scheduled[slots] - self._table.num_known[slots] + 1
-        return unresolved < self._max_unresolved  # type: ignore[no-any-return]
+        return unresolved < self._max_unresolved
 
     def _members(self, cohort: Cohort) -> Slots:
         if cohort.has_leavers:
@@ -129,7 +129,8 @@ class Cohorts:
         for cohort in self._cohorts:
             members = self._members(cohort).tolist()
             assert len(members) == cohort.size, f"cohort {cohort.index}: {len(members)} members, size {cohort.size}"
-            assert not seen.intersection(members) and len(set(members)) == len(members), f"a slot twice: {members}"
+            assert len(set(members)) == len(members), f"a slot twice in cohort {cohort.index}: {members}"
+            assert not seen.intersection(members), f"a slot in two cohorts: {seen.intersection(members)}"
             assert all(self._table.cohort[slot] == cohort.index for slot in members)
             seen.update(members)
         assert len(seen) == self.num_members == int((self._table.cohort >= 0).sum())

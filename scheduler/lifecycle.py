@@ -9,6 +9,7 @@ A preempted request gives its blocks up at once, keeps its slot until the steps 
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 
 from .blocks import BlockPool
@@ -21,7 +22,7 @@ from .prefix import NoPrefixCache, PrefixCache, PrefixIndex
 from .request import Request, State
 from .slots import SlotTable
 from .stop import StopIds
-from .waiting import WaitingQueue
+from .waiting import WaitingQueue, arrival_of
 
 
 class Lifecycle:
@@ -44,6 +45,8 @@ class Lifecycle:
         self.preempted: list[Request] = []  # by time of preemption
         self.last_retired_step = -1
         self.num_preemptions = 0
+        self.num_prefix_query_tokens = 0
+        self.num_prefix_hit_tokens = 0
 
     def accept(self, request: Request) -> None:
         """A new request joins the queue."""
@@ -62,7 +65,7 @@ class Lifecycle:
         if request.num_cached_tokens < 0:
             request.num_cached_tokens = num_computed
         request.state = State.PREFILLING
-        self.prefilling.append(request)
+        insort(self.prefilling, request, key=arrival_of)
         self.table.take(request, num_computed)
 
     def grow(self, request: Request, num_blocks: int) -> list[int]:

@@ -16,7 +16,7 @@ of a request that holds a slot are columns of `slots.SlotTable`; one that waits 
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -78,6 +78,13 @@ class Request:
     def wants_prompt_logprobs(self) -> bool:
         """Whether positions of the prompt are still to be planned for scoring; the prefix cache can't serve those."""
         return self.sampling.num_prompt_logprobs >= 0 and not self.prompt_scoring_planned
+
+    @property
+    def remaining_sampling(self) -> Sampling:
+        """The settings to register with: prompt log-probabilities are computed once, also after a preemption."""
+        if self.sampling.num_prompt_logprobs < 0 or self.wants_prompt_logprobs:
+            return self.sampling
+        return replace(self.sampling, num_prompt_logprobs=-1)
 
     def known_tokens(self, start: int = 0) -> Ints:
         """A copy of the token log from `start` on."""

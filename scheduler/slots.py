@@ -55,8 +55,8 @@ class SlotTable:
 
     def release(self, slot: int) -> None:
         """Takes the slot back; whatever is in flight for it turns stale, and the next plan says so."""
-        request = self.requests[slot]
-        assert request is not None and self.cohort[slot] < 0, f"slot {slot} released by nobody, or by a cohort's member"
+        request = self.holder(slot)
+        assert self.cohort[slot] < 0, f"slot {slot} released while in cohort {self.cohort[slot]}"
         request.slot = -1
         self.requests[slot] = None
         self.generation[slot] = (self.generation[slot] + 1) % GENERATIONS
@@ -67,6 +67,12 @@ class SlotTable:
         """The slots released since the last plan."""
         released, self._released = self._released, []
         return ints(released)
+
+    def holder(self, slot: int) -> Request:
+        """The request that holds the slot."""
+        request = self.requests[slot]
+        assert request is not None, f"slot {slot} has no holder"
+        return request
 
     def held(self) -> list[Request]:
         """The requests that hold a slot, by slot."""

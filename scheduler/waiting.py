@@ -32,7 +32,7 @@ class WaitingQueue:
     def resume(self, request: Request) -> None:
         """A preempted request joins the front, in order of arrival."""
         request.state = State.WAITING
-        insort(self._resuming, request, key=_arrival)
+        insort(self._resuming, request, key=arrival_of)
         self.num_tokens += len(request.tokens)
 
     def head(self) -> Request | None:
@@ -48,5 +48,6 @@ class WaitingQueue:
         self.num_tokens -= len(request.tokens)
 
 
-def _arrival(request: Request) -> int:
+def arrival_of(request: Request) -> int:
+    """The key of every order among requests."""
     return request.arrival

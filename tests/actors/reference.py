@@ -91,7 +91,7 @@ def play(driver: PipelineDriver, scene: Scenario, sampling: Sampling = Sampling(
         driver.scheduler.check()
         collect(driver, outcome)
         turn += 1
-    outcome.preemptions = driver.scheduler.stats().preemptions
+    outcome.preemptions = driver.scheduler.stats().num_preemptions
     return outcome
 
 

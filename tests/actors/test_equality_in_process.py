@@ -1,7 +1,8 @@
 """Token for token what transformers gives: families x stages x ranks x async x prefix caching, in one process.
 
 Each case is the whole scenario of `reference`: chunked prompts, shared prefixes, late arrivals, aborts, and in half of
-the cases a cache so small that sequences are preempted.
+the cases a cache so small that sequences are preempted. `make test` takes one of the four settings of async and prefix
+caching for each (family, stages, ranks), `make test-all` all four.
 """
 
 from __future__ import annotations
@@ -49,23 +50,35 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("stages", PARTITIONS)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_greedy_tokens_equal_those_of_transformers(family: Family, stages: int, ranks: int) -> None:
+    async_on, prefix_on = list(itertools.product((True, False), repeat=2))[(stages + 2 * ranks) % 4]
+    run_one(family, stages, ranks, async_on, prefix_on)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", PARTITIONS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_greedy_tokens_equal_those_of_transformers_in_the_full_cross(family: Family, stages: int, ranks: int) -> None:
     for async_on, prefix_on in itertools.product((True, False), repeat=2):
-        small_cache = async_on == prefix_on
-        config = EngineConfig(
-            model=str(family.folder),
-            pipeline_parallel_size=stages,
-            tensor_parallel_size=ranks,
-            pipeline_layer_partition=uneven(family.num_layers, stages),
-            dtype="float32",
-            device="cpu",
-            block_size=8,
-            max_model_len=64,
-            max_num_seqs=24,
-            max_num_batched_tokens=16,
-            async_scheduling=async_on,
-            enable_prefix_caching=prefix_on,
-        )
-        check_case(family, config, num_blocks=15 if small_cache else 80)
+        run_one(family, stages, ranks, async_on, prefix_on)
+
+
+def run_one(family: Family, stages: int, ranks: int, async_on: bool, prefix_on: bool) -> None:
+    small_cache = async_on == prefix_on
+    config = EngineConfig(
+        model=str(family.folder),
+        pipeline_parallel_size=stages,
+        tensor_parallel_size=ranks,
+        pipeline_layer_partition=uneven(family.num_layers, stages),
+        dtype="float32",
+        device="cpu",
+        block_size=8,
+        max_model_len=64,
+        max_num_seqs=24,
+        max_num_batched_tokens=16,
+        async_scheduling=async_on,
+        enable_prefix_caching=prefix_on,
+    )
+    check_case(family, config, num_blocks=15 if small_cache else 80)
 
 
 def uneven(num_layers: int, stages: int) -> list[int] | None:

@@ -1,0 +1,51 @@
+"""How many blocks of KV cache an engine has: the same on every rank, so the tightest stage decides."""
+
+from __future__ import annotations
+
+import logging
+
+from ..configs.engine import EngineConfig
+from ..configs.model_config import ModelConfig
+from ..errors import ConfigError
+from ..model.partition import partition_layers
+from .scheduler_settings import max_model_len
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BYTES = 512 << 20  # of each rank, on a CPU
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def bytes_per_block(config: EngineConfig, model_config: ModelConfig) -> list[int]:
+    """Memory of one block on a rank of each stage."""
+    heads = -(-model_config.num_key_value_heads // config.tensor_parallel_size)
+    dtype = model_config.dtype if config.dtype == "auto" else config.dtype
+    per_layer = 2 * config.block_size * heads * model_config.head_dim * _DTYPE_BYTES[dtype]
+    layers = partition_layers(model_config, config.pipeline_parallel_size, config.pipeline_layer_partition)
+    return [len(stage) * per_layer for stage in layers]
+
+
+def num_kv_blocks(config: EngineConfig, model_config: ModelConfig) -> int:
+    """Blocks as set, or what the memory for the cache holds on the stage with most layers.
+
+    Raises ConfigError when that is none; warns when one sequence of `max_model_len` doesn't fit.
+    """
+    longest = max_model_len(config, model_config)
+    blocks = config.num_kv_blocks or _blocks_in_memory(config, model_config, longest)
+    if blocks * config.block_size < longest:
+        log.warning(
+            "the KV cache holds %d tokens (%d blocks of %d), less than max_model_len %d: longer requests are refused",
+            *(blocks * config.block_size, blocks, config.block_size, longest),
+        )
+    return blocks
+
+
+def _blocks_in_memory(config: EngineConfig, model_config: ModelConfig, longest: int) -> int:
+    largest = max(bytes_per_block(config, model_config))
+    memory = config.kv_cache_memory_bytes or DEFAULT_BYTES
+    blocks = memory // largest
+    if blocks < 1:
+        raise ConfigError(f"{memory} bytes of KV cache hold no block: one takes {largest} bytes on the largest stage")
+    if config.kv_cache_memory_bytes is not None:
+        return blocks
+    return min(blocks, config.max_num_seqs * -(-longest // config.block_size))

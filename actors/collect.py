@@ -1,0 +1,39 @@
+"""The synchronous way to wait for answers: submit, take events off a queue, hand out what has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from queue import SimpleQueue
+
+from .answer import Answer
+from .frontdesk import Arrival, Frontdesk
+
+
+def collect(desk: Frontdesk, answers: Iterable[Answer], max_open: int | None = None) -> Iterator[Answer]:
+    """Submits the answers' requests and yields an answer whenever an event has reached it, until all are finished.
+
+    At most `max_open` run at once, and only so many are taken from `answers` ahead. Whoever stops iterating, by an
+    exception too, aborts what still runs.
+    """
+    inbox: SimpleQueue[Arrival] = SimpleQueue()
+    running: dict[str, Answer] = {}
+    waiting = iter(answers)
+    try:
+        while True:
+            while max_open is None or len(running) < max_open:
+                if (answer := next(waiting, None)) is None:
+                    break
+                if answer.finished:
+                    yield answer
+                else:
+                    running[answer.request_id] = answer
+                    desk.submit(answer, inbox.put)
+            if not running:
+                return
+            answer = desk.accept(inbox.get())
+            if answer.request_id in running:
+                if answer.finished:
+                    del running[answer.request_id]
+                yield answer
+    finally:
+        desk.abort(list(running.values()))

@@ -1,0 +1,150 @@
+"""`--input prompts.jsonl --output answers.jsonl`: answers in the order of the prompts, one line each, restartable.
+
+A line of input is a JSON object with "prompt", "prompt_token_ids" or "messages", and optionally "id" and
+"sampling_params"; a line of output says its index and a digest of what it answers. A second run keeps the lines that
+are whole, cuts off one that is not, and refuses a file whose digests are of other prompts or other settings.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ...configs.sampling import SamplingParams
+from ...errors import ConfigError
+from ..outputs import CompletionOutput, RequestOutput
+
+_KEYS = ("prompt", "prompt_token_ids", "messages")
+_SYNC_INTERVAL_S = 1.0
+
+
+@dataclass(slots=True)
+class Item:
+    """One line of input."""
+
+    index: int
+    fields: dict[str, Any]
+    params: SamplingParams
+    digest: str
+
+
+def read_items(file: Path, params: SamplingParams, context: str) -> Iterator[Item]:
+    """The lines of a file of prompts; empty ones don't count. `context` names what else an answer depends on.
+
+    Raises ConfigError with the line's number for one that is no prompt, RequestError for wrong sampling params.
+    """
+    try:
+        with file.open(encoding="utf-8") as lines:
+            numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+            for index, (number, line) in enumerate(numbered):
+                yield _item(index, line, f"{file}, line {number}", params, context)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--input {file} can't be read: {error}") from None
+
+
+def _item(index: int, line: str, place: str, params: SamplingParams, context: str) -> Item:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{place} is no JSON: {error}") from None
+    if not isinstance(fields, dict) or sum(key in fields for key in _KEYS) != 1:
+        raise ConfigError(f"{place} has to be an object with one of {', '.join(_KEYS)}")
+    if own := fields.get("sampling_params"):
+        params = SamplingParams(**(params.model_dump(exclude_unset=True) | own))
+    said = json.dumps([fields, params.model_dump(mode="json"), context], sort_keys=True)
+    return Item(index, fields, params, sha256(said.encode()).hexdigest()[:16])
+
+
+class AnswerFile:
+    """The output, open for appending; its lines so far are the answers to the first prompts."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._file = file.open("a+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"--output {file} can't be written: {error}") from None
+        self.path = file
+        self.num_written = 0
+        self._synced_s = time.monotonic()
+        self._early: dict[int, bytes] = {}  # finished before an earlier one
+
+    def resume(self, items: Iterator[Item]) -> int:
+        """Holds the lines that are there against the prompts; how many are answered. Raises ConfigError."""
+        self._file.seek(0)
+        kept = 0
+        while (line := self._file.readline()).endswith(b"\n"):
+            item = next(items, None)
+            if item is None or not _answers(line, item):
+                raise ConfigError(
+                    f"--output {self.path}, line {self.num_written + 1} answers another prompt, or the same with other "
+                    "settings; give another --output, or remove it"
+                )
+            kept += len(line)
+            self.num_written += 1
+        self._file.truncate(kept)
+        return self.num_written
+
+    def put(self, item: Item, output: RequestOutput) -> None:
+        """Takes a finished answer; writes what is its turn."""
+        self._early[item.index] = (json.dumps(_line(item, output), ensure_ascii=False) + "\n").encode()
+        while (line := self._early.pop(self.num_written, None)) is not None:
+            self._file.write(line)
+            self.num_written += 1
+        self._file.flush()
+        if time.monotonic() - self._synced_s > _SYNC_INTERVAL_S:
+            self._sync()
+
+    def close(self) -> None:
+        """Brings everything to the disk."""
+        self._file.flush()
+        self._sync()
+        self._file.close()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced_s = time.monotonic()
+
+
+def _answers(line: bytes, item: Item) -> bool:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(fields, Mapping) and (fields.get("index"), fields.get("digest")) == (item.index, item.digest)
+
+
+def _line(item: Item, output: RequestOutput) -> dict[str, Any]:
+    named = {"id": item.fields["id"]} if "id" in item.fields else {}
+    return {
+        "index": item.index,
+        **named,
+        "prompt": output.prompt,
+        "outputs": [_completion(completion) for completion in output.outputs],
+        "num_prompt_tokens": len(output.prompt_token_ids),
+        "error": output.error,
+        "digest": item.digest,
+    }
+
+
+def _completion(completion: CompletionOutput) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+    }
+    if completion.logprobs is not None:
+        fields["cumulative_logprob"] = completion.cumulative_logprob
+        fields["logprobs"] = [
+            {token_id: [entry.logprob, entry.rank] for token_id, entry in table.items()}
+            for table in completion.logprobs
+        ]
+    return fields

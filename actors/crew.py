@@ -1,0 +1,135 @@
+"""An engine's workers: hired into one placement group, introduced to the engine, and let go together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ..errors import EngineDeadError, PenstockError
+from ..scheduler.timeline import Span, StageTotals
+from .engine_spec import EngineSpec, WorkerOffer, WorkerSpec
+from .placement import reserve, worker_resources
+from .sockets import Peer, Sockets
+from .stage_worker import StageWorker
+from .worker_port import MAX_PLANS, MAX_UPLINK, WorkerPort
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+    from .links import StoreAddress
+
+START_TIMEOUT_S = 1800.0  # for weights to load
+CONNECT_TIMEOUT_S = 120.0  # for processes to come up
+
+
+class Crew:
+    """The workers of one engine, by stage, then rank."""
+
+    def __init__(self, spec: EngineSpec, num_blocks: int, engine: Peer) -> None:
+        """Hires them, all at once. Raises ClusterError where the cluster has no room."""
+        config = spec.config
+        self._group: PlacementGroup | None = reserve(spec.name, config, config.device)
+        ranks = [(k, r) for k in range(config.pipeline_parallel_size) for r in range(config.tensor_parallel_size)]
+        self._labels = [f"stage {stage_idx} rank {tp_rank}" for stage_idx, tp_rank in ranks]
+        specs = [WorkerSpec(spec, stage_idx, tp_rank, num_blocks) for stage_idx, tp_rank in ranks]
+        self._workers = [self._hire(worker, config.device, engine) for worker in specs]
+
+    def offers(self) -> list[WorkerOffer]:
+        """Where each worker is."""
+        return self._all([worker.offer.remote() for worker in self._workers], CONNECT_TIMEOUT_S)
+
+    def connect(self, sockets: Sockets, offers: Sequence[WorkerOffer]) -> list[WorkerPort]:
+        """A pair of sockets with each worker, both ways greeted."""
+        ports, answers = [], []
+        for worker, offer in zip(self._workers, offers, strict=True):
+            port = WorkerPort(
+                offer.name, sockets.sender(offer.plans, MAX_PLANS), sockets.receiver(offer.peer, MAX_UPLINK)
+            )
+            ports.append(port)
+            answers.append(worker.connect.remote(port.uplink.address))
+        self._all(answers, CONNECT_TIMEOUT_S)
+        for port in ports:
+            if not port.uplink.wait_connected(CONNECT_TIMEOUT_S):
+                raise EngineDeadError(f"{port.name} could not reach the engine at {port.uplink.address.endpoint}")
+        return ports
+
+    def build(self, store: StoreAddress, hosts: Sequence[str]) -> None:
+        """Links, weights and caches, on all workers at once; `hosts` is where each takes its links."""
+        built = [worker.build.remote(store, host) for worker, host in zip(self._workers, hosts, strict=True)]
+        self._all(built, START_TIMEOUT_S)
+
+    def totals(self, timeout_s: float) -> list[StageTotals | None]:
+        """Where each worker's time went; None for one that doesn't answer in time."""
+        return self._each([worker.totals.remote() for worker in self._workers], timeout_s)
+
+    def spans(self, timeout_s: float) -> dict[str, list[Span]]:
+        """The timelines that come in time, by worker."""
+        answers = self._each([worker.spans.remote() for worker in self._workers], timeout_s)
+        return {label: spans for label, spans in zip(self._labels, answers, strict=True) if spans}
+
+    def dismiss(self) -> None:
+        """Kills all workers and gives their resources back; a second call does nothing."""
+        group, self._group = self._group, None
+        if group is None:
+            return
+        for worker in self._workers:
+            ray.kill(worker, no_restart=True)
+        remove_placement_group(group)
+
+    def _hire(self, spec: WorkerSpec, device: str, engine: Peer) -> Any:
+        resources = worker_resources(device)
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=spec.stage_idx)
+        options = StageWorker.options(  # type: ignore[attr-defined]
+            num_cpus=resources["CPU"],
+            num_gpus=resources.get("GPU", 0),
+            scheduling_strategy=strategy,
+            max_concurrency=2,  # figures can be asked for while a call runs
+        )
+        return options.remote(spec, engine)
+
+    def _all(self, refs: list[Any], timeout_s: float) -> list[Any]:
+        """Every answer; the first failure of any worker is raised at once, as its own text."""
+        labels = dict(zip(refs, self._labels, strict=True))
+        deadline, pending = time.monotonic() + timeout_s, refs
+        while pending:
+            done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                late = ", ".join(labels[ref] for ref in pending)
+                raise EngineDeadError(f"{late} did not start within {timeout_s:.0f} s")
+            for ref in done:
+                _answer(labels[ref], ref)
+        return [ray.get(ref) for ref in refs]
+
+    def _each(self, refs: list[Any], timeout_s: float) -> list[Any]:
+        done, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+        return [_try_get(ref) if ref in done else None for ref in refs]
+
+
+def _answer(label: str, ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        raise own_error(error, label) from None
+    except RayActorError as error:
+        raise EngineDeadError(f"{label} died while it started: {error}") from None
+
+
+def _try_get(ref: Any) -> Any:
+    try:
+        return ray.get(ref, timeout=0)
+    except (RayTaskError, RayActorError, GetTimeoutError):
+        return None
+
+
+def own_error(error: RayTaskError, label: str) -> PenstockError:
+    """What a Ray call raised there, in our own words: our errors as they are, others with the place they came from."""
+    cause = error.cause
+    if isinstance(cause, PenstockError):
+        return cause
+    return EngineDeadError(f"{label}: {type(cause).__name__}: {cause}")

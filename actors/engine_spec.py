@@ -1,0 +1,67 @@
+"""What the processes of an engine tell each other at its start, through Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..configs.engine import EngineConfig
+from ..configs.model_config import ModelConfig
+from .sockets import Address, Peer
+from .worker_port import WorkerName
+
+STAGE_BUILDER = "penstock.model.stage:build_stage"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """An engine before it starts; nothing in it depends on where it runs."""
+
+    name: str
+    config: EngineConfig  # `model` is a folder, `device` is resolved, paths are absolute
+    model_config: ModelConfig
+    stage_builder: str = STAGE_BUILDER  # "module:function" that makes a rank's stage
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One rank of an engine."""
+
+    engine: EngineSpec
+    stage_idx: int
+    tp_rank: int
+    num_blocks: int  # of the KV cache
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOffer:
+    """Where a worker runs and takes its plans."""
+
+    name: WorkerName
+    peer: Peer
+    plans: Address
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOffer:
+    """Where a client runs and takes its events."""
+
+    peer: Peer
+    events: Address
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAdmission:
+    """What the engine answers to a client's offer."""
+
+    client_id: str
+    requests: Address
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """A running engine, as its clients must know it."""
+
+    spec: EngineSpec
+    num_blocks: int
+    peer: Peer  # of the SchedulerActor
+    pids: dict[int, str]  # the engine's processes, and the node and user of each

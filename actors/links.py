@@ -1,0 +1,122 @@
+"""Ways for tensors: two-rank process groups between ranks of different processes, queues between threads of one.
+
+Every edge is a process group of its own, made from a store that lives outside the stages, under `epoch/edge`, with no
+world group: a survivor can rebuild an edge by naming the next epoch. gloo or NCCL is chosen in `_backend`, nowhere else.
+A gloo wait has no time-out, since one that runs out closes the pair for good: who is dead is decided by heartbeats.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch.distributed import PrefixStore, ProcessGroup, ProcessGroupGloo, Store, TCPStore
+
+_NO_TIMEOUT = timedelta(days=365)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """Where the links' store listens."""
+
+    host: str
+    port: int
+
+
+def open_store(host: str) -> TCPStore:
+    """Hosts the links' store in this process, reachable at this address only. The result must be kept alive."""
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listener.getsockname()[1]
+    return TCPStore(
+        host, port, is_master=True, wait_for_workers=False, timeout=_NO_TIMEOUT, master_listen_fd=listener.detach()
+    )
+
+
+class LinkRoom:
+    """Makes the links of one rank, in one epoch."""
+
+    def __init__(self, address: StoreAddress, host: str, device: str, epoch: int, timeout_s: float) -> None:
+        self._store = TCPStore(address.host, address.port, is_master=False, timeout=timedelta(seconds=timeout_s))
+        self._host = host
+        self._device = device
+        self._epoch = epoch
+
+    def group(self, edge: str, rank: int, size: int) -> ProcessGroup:
+        """A process group; waits for its other ranks, at most the room's time-out."""
+        return _backend(self._device, PrefixStore(f"{self._epoch}/{edge}", self._store), rank, size, self._host)
+
+    def sending(self, edge: str) -> GroupLink:
+        """The end of an edge that sends."""
+        return GroupLink(self.group(edge, 0, 2))
+
+    def receiving(self, edge: str) -> GroupLink:
+        """The end of an edge that receives."""
+        return GroupLink(self.group(edge, 1, 2))
+
+
+class GroupLink:
+    """One direction over a two-rank group: rank 0 sends, rank 1 receives."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self._group = group
+
+    def send(self, tensor: torch.Tensor) -> None:
+        """Sends to the other rank; gloo: back when the buffer may be reused, NCCL: when the send is enqueued."""
+        self._group.send([tensor], 1, 0).wait()
+
+    def receive(self, buffer: torch.Tensor) -> None:
+        """Receives from the other rank; gloo: back when the data is there, NCCL: when the receive is enqueued."""
+        self._group.recv([buffer], 0, 0).wait()
+
+    def close(self) -> None:
+        """Gives the group up. A gloo wait in another thread ends only with the other process; then it raises."""
+        self._group.abort()
+
+
+def _backend(device: str, store: Store, rank: int, size: int, host: str) -> ProcessGroup:
+    """The one place that chooses between NCCL and gloo."""
+    if device == "cuda":
+        from torch.distributed import ProcessGroupNCCL
+
+        return ProcessGroupNCCL(store, rank, size, ProcessGroupNCCL.Options())
+    options: Any = ProcessGroupGloo._Options()
+    options._devices = [ProcessGroupGloo.create_device(hostname=host)]
+    options._timeout = _NO_TIMEOUT
+    return ProcessGroupGloo(store, rank, size, options)
+
+
+class LinkClosedError(RuntimeError):
+    """A thread link was closed while somebody used it."""
+
+
+class ThreadLink:
+    """One direction between two threads of a process; both hold the same object."""
+
+    def __init__(self) -> None:
+        self._tensors: SimpleQueue[torch.Tensor | None] = SimpleQueue()
+        self._closed = False
+
+    def send(self, tensor: torch.Tensor) -> None:
+        """Queues a copy, so that the buffer may be reused at once."""
+        if self._closed:
+            raise LinkClosedError("the link is closed")
+        self._tensors.put(tensor.clone())
+
+    def receive(self, buffer: torch.Tensor) -> None:
+        """Waits for the next tensor and copies it into the buffer; both have the same shape and type."""
+        tensor = self._tensors.get()
+        if tensor is None:
+            self._tensors.put(None)
+            raise LinkClosedError("the link is closed")
+        if tensor.shape != buffer.shape or tensor.dtype != buffer.dtype:
+            raise ValueError(f"received {tensor.dtype} {tuple(tensor.shape)} for {buffer.dtype} {tuple(buffer.shape)}")
+        buffer.copy_(tensor)
+
+    def close(self) -> None:
+        """Ends the link; a `receive` that waits raises, and so does every later call once the queue is empty."""
+        self._closed = True
+        self._tensors.put(None)

@@ -1,0 +1,81 @@
+"""Room for an engine in the cluster: one placement group with a bundle for each stage, whose ranks stay on one node.
+
+The group is created by the engine's SchedulerActor and ends with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from ..errors import ClusterError
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+    from ..configs.engine import EngineConfig
+
+Resources = dict[str, float]
+WAIT_S = 5.0  # for resources that another engine is just giving back
+
+
+def resolve_device(config: EngineConfig, cluster: Resources) -> Literal["cpu", "cuda"]:
+    """`auto` is CUDA where the cluster has a GPU."""
+    if config.device == "auto":
+        return "cuda" if cluster.get("GPU", 0) > 0 else "cpu"
+    return config.device
+
+
+def worker_resources(device: str) -> Resources:
+    """What one worker takes."""
+    return {"CPU": 1.0, "GPU": 1.0} if device == "cuda" else {"CPU": 1.0}
+
+
+def stage_bundles(config: EngineConfig, device: str) -> list[Resources]:
+    """One bundle for each stage, with room for its ranks."""
+    one = worker_resources(device)
+    bundle = {name: amount * config.tensor_parallel_size for name, amount in one.items()}
+    return [dict(bundle) for _ in range(config.pipeline_parallel_size)]
+
+
+def reserve(name: str, config: EngineConfig, device: str) -> PlacementGroup:
+    """The engine's placement group, ready. Raises ClusterError, saying what is missing; waits `WAIT_S` at most."""
+    bundles = stage_bundles(config, device)
+    _check_capacity(config, bundles)
+    group = placement_group(bundles, strategy="PACK", name=f"penstock-{name}")
+    if not group.wait(WAIT_S):
+        remove_placement_group(group)
+        raise ClusterError(_request(config, bundles) + "; " + _shortage(bundles, ray.available_resources(), "free"))
+    return group
+
+
+def _check_capacity(config: EngineConfig, bundles: list[Resources]) -> None:
+    nodes: list[Resources] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    total = ray.cluster_resources()
+    request = _request(config, bundles)
+    if any(total.get(name, 0.0) < amount for name, amount in _sum(bundles).items()):
+        raise ClusterError(f"{request}; {_shortage(bundles, total, 'in all')}")
+    for name, amount in bundles[0].items():
+        if (largest := max(node.get(name, 0.0) for node in nodes)) < amount:
+            raise ClusterError(f"{request}; a stage's {amount:g} {name}s must be on one node, the largest has {largest:g}")
+
+
+def _request(config: EngineConfig, bundles: list[Resources]) -> str:
+    stages, ranks = config.pipeline_parallel_size, config.tensor_parallel_size
+    needed = " and ".join(f"{amount:g} {name}s" for name, amount in _sum(bundles).items())
+    return f"the engine asks for {needed} ({stages} stages of {ranks} ranks)"
+
+
+def _shortage(bundles: list[Resources], there: Resources, which: str) -> str:
+    lacks = []
+    for name, amount in _sum(bundles).items():
+        has = there.get(name, 0.0)
+        missing = f", {amount - has:g} are missing" if has < amount else ""
+        lacks.append(f"the Ray cluster has {has:g} {name}s {which}{missing}")
+    return " and ".join(lacks)
+
+
+def _sum(bundles: list[Resources]) -> Resources:
+    return {name: amount * len(bundles) for name, amount in bundles[0].items()}

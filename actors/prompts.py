@@ -1,0 +1,115 @@
+"""What users call a prompt, made into token ids and checked before anything is submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from ..errors import RequestError
+from .outputs import RequestOutput
+from .tokenizer import Tokenizer
+
+
+class PromptDict(TypedDict, total=False):
+    """A prompt that names its form; one of the two keys."""
+
+    prompt: str
+    prompt_token_ids: list[int]
+
+
+Prompt = str | Sequence[int] | PromptDict
+
+
+class PromptError(RequestError):
+    """One prompt of a batch can't be served; `index` is its place, `outputs` what the others gave, if they ran."""
+
+    def __init__(self, index: int, message: str, outputs: Sequence[RequestOutput] = ()) -> None:
+        super().__init__(f"prompt {index}: {message}")
+        self.index = index
+        self.reason = message
+        self.outputs = list(outputs)
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A prompt as the engine takes it."""
+
+    text: str | None  # None when it came as ids
+    token_ids: list[int]
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """What a prompt is held against, known to the client so that it can answer at once."""
+
+    vocab_size: int
+    max_model_len: int  # tokens, prompt and output together
+    cache_tokens: int  # that the KV cache holds
+
+    def room(self, num_prompt_tokens: int) -> int:
+        """Most tokens that can follow a prompt."""
+        return min(self.max_model_len, self.cache_tokens) - num_prompt_tokens
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as several. A list of integers is one prompt."""
+    if isinstance(prompts, (str, dict)):
+        return [prompts]
+    items = list(prompts)
+    if items and all(isinstance(item, int) for item in items):
+        return [items]  # type: ignore[list-item]
+    return items  # type: ignore[return-value]
+
+
+def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, add_special_tokens: bool = True) -> list[Encoded]:
+    """Token ids of every prompt, texts in one batch; raises PromptError for what is no prompt."""
+    texts = {index: prompt for index, prompt in enumerate(map(_plain, prompts)) if isinstance(prompt, str)}
+    if texts and tokenizer is None:
+        first = min(texts)
+        raise PromptError(first, "is text, but there is no tokenizer (skip_tokenizer_init); give token ids")
+    ids = tokenizer.encode(list(texts.values()), add_special_tokens) if tokenizer is not None else []
+    encoded = {index: Encoded(texts[index], token_ids) for index, token_ids in zip(texts, ids, strict=True)}
+    return [encoded.get(index) or _from_ids(index, prompt) for index, prompt in enumerate(prompts)]
+
+
+def _plain(prompt: Prompt) -> Prompt:
+    """The text of a dict that brings text alone; everything else as it is."""
+    if isinstance(prompt, dict) and "prompt_token_ids" not in prompt:
+        return prompt.get("prompt", prompt)
+    return prompt
+
+
+def _from_ids(index: int, prompt: Prompt) -> Encoded:
+    if isinstance(prompt, dict):
+        if "prompt_token_ids" not in prompt:
+            raise PromptError(index, f"has the keys {sorted(prompt)}; it needs 'prompt' or 'prompt_token_ids'")
+        return Encoded(prompt.get("prompt"), _integers(index, prompt["prompt_token_ids"]))
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+        return Encoded(None, _integers(index, prompt))
+    raise PromptError(index, f"is a {type(prompt).__name__}; it may be a string, token ids or a dict")
+
+
+def _integers(index: int, ids: Sequence[int]) -> list[int]:
+    for token_id in ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise PromptError(index, f"holds {token_id!r}, which is no token id")
+    return list(ids)
+
+
+def problem_of(token_ids: Sequence[int], max_tokens: int, limits: Limits) -> str | None:
+    """Why a prompt can't be served, or None; the scheduler holds requests against the same limits."""
+    size = len(token_ids)
+    if size == 0:
+        return "is empty; it needs at least 1 token"
+    if size >= limits.max_model_len:
+        return f"has {size} tokens; with max_model_len {limits.max_model_len} at most {limits.max_model_len - 1} fit"
+    if (bad := min(token_ids)) < 0 or (bad := max(token_ids)) >= limits.vocab_size:
+        return f"holds the token id {bad}; ids go from 0 to {limits.vocab_size - 1}"
+    needed = min(size + max_tokens, limits.max_model_len)
+    if needed > limits.cache_tokens:
+        return (
+            f"needs {needed} tokens of cache ({size} of the prompt, max_tokens {max_tokens}); "
+            f"the cache holds {limits.cache_tokens}"
+        )
+    return None

@@ -1,0 +1,149 @@
+"""A worker without Ray: sockets to the engine, links to the neighbours, and the threads that serve one rank's stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from importlib import import_module
+from typing import Protocol, cast
+
+import torch
+
+from ..errors import EngineDeadError
+from ..scheduler.codec import decode_plan, encode_result
+from ..scheduler.plan import StepPlan, StepResult
+from ..scheduler.timeline import Timeline
+from .engine_spec import WorkerOffer, WorkerSpec
+from .links import LinkRoom, StoreAddress
+from .ports import RankPosition, open_ports
+from .sockets import Address, Peer, Receiver, Sender, Sockets
+from .wire import Kind, encode_step, encode_text, frame, unframe
+from .worker_port import MAX_PLANS, MAX_UPLINK, WorkerName
+
+log = logging.getLogger(__name__)
+
+LINK_TIMEOUT_S = 300.0  # for the other ranks to come up
+CONNECT_TIMEOUT_S = 60.0
+_POLL_S = 0.5
+
+
+class StageRunner(Protocol):
+    """What serves the plans; see `scheduler.stage_scheduler.StageScheduler`."""
+
+    last_retired_step: int
+    timeline: Timeline
+
+    def submit(self, plan: StepPlan) -> None:
+        """Takes the next plan; never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Ends its threads."""
+        ...
+
+
+class StageHost:
+    """One rank's process."""
+
+    def __init__(self, spec: WorkerSpec, sockets: Sockets, engine: Peer) -> None:
+        self._spec = spec
+        self._sockets = sockets
+        self._plans: Receiver = sockets.receiver(engine, MAX_PLANS)
+        self._uplink: Sender | None = None
+        self._runner: StageRunner | None = None
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def offer(self) -> WorkerOffer:
+        """Where this rank is."""
+        name = WorkerName(self._spec.stage_idx, self._spec.tp_rank, os.getpid(), self._sockets.peer.node)
+        return WorkerOffer(name, self._sockets.peer, self._plans.address)
+
+    def connect(self, uplink: Address) -> None:
+        """Opens the way to the engine and waits for the engine's own greeting; heartbeats begin."""
+        self._uplink = self._sockets.sender(uplink, MAX_UPLINK)
+        if not self._plans.wait_connected(CONNECT_TIMEOUT_S):
+            raise EngineDeadError(f"the engine did not reach this rank at {self._plans.address.endpoint}")
+        self._start("heartbeat", self._beat)
+
+    def build(self, store: StoreAddress, host: str) -> None:
+        """Links, weights and cache: afterwards the rank serves plans."""
+        engine, config = self._spec.engine, self._spec.engine.config
+        torch.set_num_threads(config.num_threads or 1)
+        position = RankPosition(
+            self._spec.stage_idx, self._spec.tp_rank, config.pipeline_parallel_size, config.tensor_parallel_size
+        )
+        ports = open_ports(LinkRoom(store, host, config.device, epoch=0, timeout_s=LINK_TIMEOUT_S), position)
+        module, _, function = engine.stage_builder.partition(":")
+        self._runner = cast(
+            StageRunner,
+            getattr(import_module(module), function)(
+                config,
+                engine.model_config,
+                stage_idx=self._spec.stage_idx,
+                tp_rank=self._spec.tp_rank,
+                num_blocks=self._spec.num_blocks,
+                ports=ports,
+                on_result=self._send_result,
+                on_failure=self._report,
+            ),
+        )
+        self._start("plans", self._serve)
+
+    @property
+    def timeline(self) -> Timeline:
+        """Where the stage's time went."""
+        assert self._runner is not None
+        return self._runner.timeline
+
+    def close(self) -> None:
+        """Ends the threads and the sockets."""
+        self._closing.set()
+        for thread in self._threads:
+            thread.join(timeout=2 * _POLL_S)
+        if self._runner is not None:
+            self._runner.close()
+        self._plans.close()
+        if self._uplink is not None:
+            self._uplink.close()
+        self._sockets.close()
+
+    def _start(self, name: str, work: object) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _serve(self) -> None:
+        try:
+            while not self._closing.is_set():
+                if self._plans.wait(_POLL_S):
+                    self._submit_all()
+        except BaseException as error:  # the thread's top: the engine must learn of it
+            self._report(error)
+
+    def _submit_all(self) -> None:
+        assert self._runner is not None
+        for data in self._plans.take(MAX_PLANS):
+            kind, body = unframe(data)
+            if kind is not Kind.PLAN:
+                raise ValueError(f"an unexpected {kind.name} message among the plans")
+            self._runner.submit(decode_plan(cast(bytes, body)))
+
+    def _beat(self) -> None:
+        interval_s = self._spec.engine.config.heartbeat_interval_s
+        while not self._closing.wait(interval_s):
+            step = self._runner.last_retired_step if self._runner is not None else -1
+            self._send(Kind.HEARTBEAT, encode_step(step))
+
+    def _send_result(self, result: StepResult) -> None:
+        if not self._send(Kind.RESULT, encode_result(result)):
+            raise RuntimeError(f"the engine takes no results: the queue is full at step {result.step}")
+
+    def _report(self, error: BaseException) -> None:
+        log.error("the stage has failed", exc_info=error)
+        self._send(Kind.FAILURE, encode_text(f"{type(error).__name__}: {error}"))
+
+    def _send(self, kind: Kind, body: bytes) -> bool:
+        assert self._uplink is not None
+        return self._uplink.send(frame(kind, body))

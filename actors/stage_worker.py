@@ -1,0 +1,59 @@
+"""StageWorker: the Ray actor around one rank of one stage. Ray calls start and end it; plans and results bypass Ray."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ray
+
+from ..scheduler.timeline import Span, StageTotals
+from .cluster import this_place
+from .engine_spec import WorkerOffer, WorkerSpec
+from .sockets import Address, Peer, Sockets
+
+if TYPE_CHECKING:
+    from .links import StoreAddress
+
+
+class _StageWorker:
+    """Light to import, so that the scheduler's process needs no torch to place it; the host behind it loads torch."""
+
+    def __init__(self, spec: WorkerSpec, engine: Peer) -> None:
+        from .stage_host import StageHost
+
+        place = this_place()
+        sockets = Sockets(place.node, place.host, spec.engine.config.transport)
+        self._host = StageHost(spec, sockets, engine)
+
+    @ray.method
+    def offer(self) -> WorkerOffer:
+        """Where the worker is."""
+        return self._host.offer()
+
+    @ray.method
+    def connect(self, uplink: Address) -> None:
+        """Joins the engine's sockets."""
+        self._host.connect(uplink)
+
+    @ray.method
+    def build(self, store: StoreAddress, host: str) -> None:
+        """Makes links and stage; back when the worker serves plans."""
+        self._host.build(store, host)
+
+    @ray.method
+    def totals(self) -> StageTotals:
+        """Where the stage's time went so far."""
+        return self._host.timeline.totals
+
+    @ray.method
+    def spans(self) -> list[Span]:
+        """The stage's timeline, if it keeps one."""
+        return self._host.timeline.spans
+
+    @ray.method
+    def close(self) -> None:
+        """Ends threads and sockets; the process is then killed."""
+        self._host.close()
+
+
+StageWorker = ray.remote(_StageWorker)

@@ -1,0 +1,83 @@
+"""Text to token ids and back, in the client's process only.
+
+`PreTrainedTokenizerFast` reads tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja;
+it loads no torch and runs no code from the folder. `AutoTokenizer` does the one and may do the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..configs.engine import EngineConfig
+from ..errors import ModelError, RequestError
+
+Message = dict[str, Any]  # {"role": ..., "content": ...}, as chat templates take them
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Decoder(Protocol):
+    """What turns ids into text: all that a `Detokenizer` needs of a tokenizer."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+
+class Tokenizer:
+    """A model's tokenizer and its chat template."""
+
+    def __init__(self, folder: str) -> None:
+        if not (Path(folder) / TOKENIZER_FILE).is_file():
+            raise ModelError(
+                f"no {TOKENIZER_FILE} in {folder}; give tokenizer= another folder, or skip_tokenizer_init=True "
+                "and prompts as token ids"
+            )
+        from transformers import PreTrainedTokenizerFast
+
+        try:
+            self.fast = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the library raises plain Exceptions for a damaged file
+            raise ModelError(f"the tokenizer in {folder} can't be read: {error}") from None
+        self._backend = self.fast.backend_tokenizer
+        self._pieces: dict[int, str] = {}
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id that ends a sequence, as tokenizer_config.json says."""
+        value = self.fast.eos_token_id
+        return None if value is None else int(value)
+
+    def encode(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """The ids of each text, encoded as one batch."""
+        if not texts:
+            return []
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encoded]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of the ids, as the tokenizer's own decoder joins them."""
+        return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def piece(self, token_id: int) -> str:
+        """One token's own text, special tokens included."""
+        if token_id not in self._pieces:
+            self._pieces[token_id] = self.decode([token_id], skip_special_tokens=False)
+        return self._pieces[token_id]
+
+    def chat_prompt(self, messages: list[Message], **options: Any) -> str:
+        """The text that the chat template makes of a conversation, ready for an answer.
+
+        `options` go to the template: `add_generation_prompt` (True), `chat_template`, and the template's own names.
+        """
+        if self.fast.chat_template is None and not options.get("chat_template"):
+            raise RequestError("the model's folder has no chat template; give chat_template=")
+        options.setdefault("add_generation_prompt", True)
+        try:
+            return str(self.fast.apply_chat_template(messages, tokenize=False, **options))
+        except Exception as error:  # whatever a template does with messages that it was not made for
+            raise RequestError(f"the chat template can't take these messages: {error}") from None
+
+
+def load_tokenizer(config: EngineConfig) -> Tokenizer | None:
+    """The engine's tokenizer, or None where its settings say so; raises ModelError."""
+    return None if config.skip_tokenizer_init else Tokenizer(config.tokenizer_path)

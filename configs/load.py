@@ -1,0 +1,75 @@
+"""From what a user calls a model to an engine's settings: a preset's name, a YAML file, or a model folder.
+
+A bare name that is a preset means the preset, wherever the process stands; write `./demo` for a folder of that name.
+Paths inside a YAML file are relative to that file, and every path is absolute afterwards, because the ranks that read
+the weights run elsewhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError, ModelError
+from .engine import EngineConfig
+from .problems import unknown_name
+
+PRESETS = Path(__file__).parent / "presets"
+_PATHS = ("model", "tokenizer")
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with Penstock."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(model: str = "demo", **settings: object) -> EngineConfig:
+    """The settings for `model`; those given here win over the YAML file's.
+
+    Raises ModelError where there is no such model, ConfigError for a wrong setting, file or key.
+    """
+    path = Path(model).expanduser()
+    if model in preset_names():
+        values = _read_yaml(PRESETS / f"{model}.yaml")
+    elif path.suffix in (".yaml", ".yml") and path.is_file():
+        values = _read_yaml(path)
+    elif path.is_dir():
+        values = {"model": str(path.resolve())}
+    else:
+        raise ModelError(
+            f"no such model: {model!r} is neither a folder, nor a YAML file, nor a preset ({', '.join(preset_names())})"
+        )
+    if isinstance(tokenizer := settings.get("tokenizer"), str):
+        settings["tokenizer"] = str(_folder(tokenizer, Path.cwd(), "tokenizer"))
+    return EngineConfig(**(values | settings))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """The file's settings, checked for their names, its paths made absolute."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} can't be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds {type(values).__name__}, not a mapping of settings to values")
+    for key in values:
+        if key not in EngineConfig.model_fields:
+            raise ConfigError(f"{file}: {unknown_name(str(key), EngineConfig.model_fields, 'key')}")
+    if "model" not in values:
+        raise ConfigError(f"{file} names no model; it needs a key 'model' with a folder or a preset's name")
+    for key in _PATHS:
+        if isinstance(value := values.get(key), str):
+            values[key] = str(_folder(value, file.parent, f"{file}: {key}"))
+    return values
+
+
+def _folder(value: str, base: Path, what: str) -> Path:
+    """A folder, or the folder that a preset stands for."""
+    if value in preset_names():
+        return Path(_read_yaml(PRESETS / f"{value}.yaml")["model"])
+    folder = (base / Path(value).expanduser()).resolve()
+    if not folder.is_dir():
+        raise ModelError(f"{what} is {value!r}: no such folder ({folder})")
+    return folder

@@ -1,0 +1,187 @@
+"""What a Hugging Face folder says of its model: `config.json` in either form, and `generation_config.json`.
+
+Everything is resolved here (defaults of the family, biases, windows, eos lists), so that nothing behind this module
+asks for a family's name. Code in a model folder (`auto_map`) is never run: only the architecture's name counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import ModelError
+from .architectures import ARCHITECTURES, Architecture, Choice
+from .json_fields import Fields
+from .rope_config import RopeConfig, read_rope
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(slots=True, frozen=True)
+class GenerationDefaults:
+    """Sampling values that generation_config.json recommends; None where it is silent."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class ModelConfig:
+    """One decoder-only model, as numbers and switches."""
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False  # of query, key and value
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sandwich_norms: bool = False
+    fused_gate_up: bool = False  # in the checkpoint
+    sliding_window: int | None = None  # tokens that a windowed layer sees, the newest included
+    windowed_layers: frozenset[int] = frozenset()
+    dtype: str = "float32"
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+
+    def window_of(self, layer: int) -> int | None:
+        """The sliding window of a layer; None where it attends to everything before it."""
+        return self.sliding_window if layer in self.windowed_layers else None
+
+    @property
+    def max_model_len(self) -> int:
+        """Positions that the rotation reaches: scaled ones count, where the type stretches the original range."""
+        if self.rope.type == "yarn":
+            return max(self.max_position_embeddings, int(self.rope.original_max_position_embeddings * self.rope.factor))
+        if self.rope.type == "linear":
+            return int(self.max_position_embeddings * self.rope.factor)
+        return self.max_position_embeddings
+
+
+def read_model_config(folder: str | Path) -> ModelConfig:
+    """Reads a model folder's configuration.
+
+    Raises ModelError: no such folder, no config.json, an unknown architecture, or a value that can't be served; the
+    message names the file, the field and the value.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f"no such model folder: {folder}")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"model folder {folder} has no config.json")
+    fields = Fields.read(path)
+    arch = _architecture(fields)
+    _refuse_unserved(fields)
+    generation_path = folder / "generation_config.json"
+    generation = Fields.read(generation_path) if generation_path.is_file() else Fields(str(generation_path), {})
+    return _resolve(fields, arch, generation)
+
+
+def _architecture(fields: Fields) -> Architecture:
+    names = fields.values.get("architectures") or []
+    for name in names:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    named = ", ".join(map(str, names)) or "none named"
+    raise ModelError(f"{fields.source}: unknown architecture ({named}); known are {', '.join(ARCHITECTURES)}")
+
+
+def _refuse_unserved(fields: Fields) -> None:
+    if fields.has("quantization_config"):
+        raise ModelError(f"{fields.source}: quantized weights (quantization_config) aren't served")
+    activation = fields.text("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise ModelError(f"{fields.source}: hidden_act {activation!r} isn't served; only silu is")
+
+
+def _resolve(fields: Fields, arch: Architecture, generation: Fields) -> ModelConfig:
+    num_heads = fields.integer("num_attention_heads")
+    num_kv_heads = fields.integer("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise ModelError(f"{fields.source}: {num_heads} attention heads can't share {num_kv_heads} key/value heads")
+    hidden_size, num_layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
+    head_dim = fields.integer("head_dim", arch.default_head_dim or hidden_size // num_heads)
+    attention_bias = fields.flag("attention_bias", arch.default_attention_bias)
+    window, windowed = _windows(fields, arch, num_layers)
+    bos = fields.token_ids("bos_token_id")
+    return ModelConfig(
+        architecture=arch.name,
+        hidden_size=hidden_size,
+        intermediate_size=fields.integer("intermediate_size"),
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        head_dim=head_dim,
+        vocab_size=fields.integer("vocab_size"),
+        max_position_embeddings=fields.integer("max_position_embeddings", 2048),
+        rms_norm_eps=fields.number("rms_norm_eps", arch.default_rms_norm_eps),
+        rope=read_rope(fields, arch, head_dim),
+        tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+        attention_bias=_chosen(arch.qkv_bias, attention_bias),
+        attention_output_bias=_chosen(arch.output_bias, attention_bias),
+        mlp_bias=_chosen(arch.mlp_bias, fields.flag("mlp_bias", False)),
+        qk_norm=arch.qk_norm,
+        sandwich_norms=arch.sandwich_norms,
+        fused_gate_up=arch.fused_gate_up,
+        sliding_window=window,
+        windowed_layers=windowed,
+        dtype=_dtype(fields),
+        eos_token_ids=generation.token_ids("eos_token_id") or fields.token_ids("eos_token_id"),
+        bos_token_id=bos[0] if bos else None,
+        generation_defaults=_generation_defaults(generation),
+    )
+
+
+def _chosen(choice: Choice, configured: bool) -> bool:
+    return configured if choice == "as_configured" else choice == "always"
+
+
+def _windows(fields: Fields, arch: Architecture, num_layers: int) -> tuple[int | None, frozenset[int]]:
+    """The window and the layers that have it: by `layer_types` where the family reads them, or by its rule."""
+    if arch.window_rule == "none" or not fields.has("sliding_window"):
+        return None, frozenset()
+    window = fields.integer("sliding_window")
+    if arch.window_rule == "all_layers":
+        return window, frozenset(range(num_layers))
+    if not fields.flag("use_sliding_window", False):
+        return None, frozenset()
+    types = fields.values.get("layer_types")
+    if types is None:
+        return window, frozenset(range(int(fields.number("max_window_layers", 28)), num_layers))
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise fields.wrong("layer_types", f"a list of {num_layers} names, one for each layer")
+    if unknown := set(map(str, types)) - {"full_attention", "sliding_attention"}:
+        raise ModelError(f"{fields.source}: layer type {min(unknown)!r} isn't served")
+    return window, frozenset(i for i, kind in enumerate(types) if kind == "sliding_attention")
+
+
+def _dtype(fields: Fields) -> str:
+    name = fields.text("dtype", fields.text("torch_dtype", "float32")).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ModelError(f"{fields.source}: dtype {name!r} isn't served; known are {', '.join(DTYPES)}")
+    return name
+
+
+def _generation_defaults(generation: Fields) -> GenerationDefaults:
+    top_k = generation.optional_number("top_k")
+    return GenerationDefaults(
+        temperature=generation.optional_number("temperature"),
+        top_k=None if top_k is None else int(top_k),
+        top_p=generation.optional_number("top_p"),
+        min_p=generation.optional_number("min_p"),
+        repetition_penalty=generation.optional_number("repetition_penalty"),
+    )

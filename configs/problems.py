@@ -1,0 +1,33 @@
+"""Turns pydantic's complaints into one sentence for each wrong value: its name, the value, the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from pydantic import ValidationError
+
+
+def unknown_name(name: str, known: Iterable[str], kind: str = "setting") -> str:
+    """The sentence for a name that does not exist; it offers the nearest one that does."""
+    known = sorted(known)
+    lowered = name.lower().replace("-", "_")
+    nearest = get_close_matches(lowered, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are: {', '.join(known)}"
+    return f"unknown {kind} {name!r}; {hint}"
+
+
+def explain(error: ValidationError, known: Iterable[str], kind: str = "setting") -> str:
+    """All of a validation's problems, one sentence each, joined by '; '."""
+    known = list(known)
+    sentences = []
+    for problem in error.errors(include_url=False):
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            sentences.append(unknown_name(path, known, kind))
+        elif not path:
+            sentences.append(problem["msg"].removeprefix("Value error, "))
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            sentences.append(f"{path} is {problem['input']!r}: {message[:1].lower()}{message[1:]}")
+    return "; ".join(sentences)

@@ -1,0 +1,133 @@
+/* What a CPU spends its time on between the matrix products of a decoder: RMS norms, and attention over the paged
+ * cache together with what precedes it (per-head norms, rotation, writing keys and values).
+ *
+ * The bodies are in cpu_kernels.inc, which is included once for each element type. Sums are float32 throughout.
+ * Vectors are GCC's and Clang's portable ones, of 16 floats, which a compiler splits where registers are shorter.
+ * OpenMP's symbols are left undefined: they resolve to the runtime that torch has loaded, so that both use one pool
+ * of threads.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16    /* floats of a vector, and keys that are scored together */
+#define MAX_DIM 256 /* of a head, rounded up to LANES */
+#define MAX_ROWS 32 /* queries (tokens * grouped heads) that share a pass over the keys */
+#define FEW_ROWS 4  /* up to so many, keys are not worth transposing */
+#define MASKED -1e30f
+
+typedef float vec __attribute__((vector_size(64), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t uvec __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t hvec __attribute__((vector_size(32), aligned(2)));
+
+/* One layer's attention on one rank; fixed after loading. */
+struct layer {
+    int32_t heads, kv_heads, dim, rotary_dim, interleaved, window, block_size, padding; /* window 0: none */
+    float eps, scale;
+    void *keys, *values;           /* [blocks, block_size, kv_heads, dim] */
+    const void *q_norm, *k_norm;   /* [dim], or null */
+};
+
+/* One step, the same for all layers. */
+struct step {
+    int32_t num_tokens, num_rows, table_width, threads;
+    const int64_t *cache_slots;   /* [tokens] */
+    const int32_t *query_starts;  /* [rows + 1] */
+    const int32_t *seq_lens;      /* [rows] */
+    const int32_t *block_table;   /* [rows, table_width] */
+    const float *cos, *sin;       /* [tokens, rotary_dim / 2] */
+};
+
+/* Queries of one row that attend together: tokens `first` to `first + count` of the step. */
+struct tile {
+    int32_t row, first, count;
+};
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int max_int(int a, int b) { return a > b ? a : b; }
+static inline int padded(int dim) { return (dim + LANES - 1) / LANES * LANES; }
+
+static inline vec splat(float x) { return x - (vec){0}; }
+
+static inline float sum_of(vec x) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+
+static inline float max_of(vec x) {
+    float most = x[0];
+    for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* e^x for x <= 0, exact to about 1e-7; 0 for what is masked. */
+static inline vec exp_of(vec x) {
+    const vec magic = splat(12582912.0f);
+    ivec keep = x > splat(MASKED / 2);
+    ivec low = x < splat(-87.0f);
+    x = (vec)(((ivec)x & ~low) | ((ivec)splat(-87.0f) & low));
+    vec n = (x * 1.44269504f + magic) - magic;
+    vec r = x - n * 0.693145752f - n * 1.42860677e-6f;
+    vec p = r * 1.38888889e-3f + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    ivec power = __builtin_convertvector(n, ivec) << 23;
+    return (vec)(((ivec)p + power) & keep);
+}
+
+static inline float float_of_bf16(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline uint16_t bf16_of_float(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline vec load_bf16(const uint16_t *x) {
+    return (vec)(__builtin_convertvector(*(const hvec *)x, uvec) << 16);
+}
+
+static inline void store_bf16(uint16_t *to, vec x) {
+    uvec bits = (uvec)x;
+    *(hvec *)to = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, hvec);
+}
+
+/* The row's tokens, cut into tiles; returns how many. */
+static int cut_tiles(const struct step *step, int tokens_per_tile, struct tile *tiles) {
+    int count = 0;
+    for (int row = 0; row < step->num_rows; row++)
+        for (int first = step->query_starts[row]; first < step->query_starts[row + 1]; first += tokens_per_tile)
+            tiles[count++] = (struct tile){row, first, min_int(tokens_per_tile, step->query_starts[row + 1] - first)};
+    return count;
+}
+
+#define ELEMENT float
+#define NAME(x) x##_float32
+#define LOAD(p) (*(const vec *)(p))
+#define STORE(p, x) (*(vec *)(p) = (x))
+#define LOAD1(x) (x)
+#define STORE1(x) (x)
+#include "cpu_kernels.inc"
+#undef ELEMENT
+#undef NAME
+#undef LOAD
+#undef STORE
+#undef LOAD1
+#undef STORE1
+
+#define ELEMENT uint16_t
+#define NAME(x) x##_bfloat16
+#define LOAD(p) load_bf16(p)
+#define STORE(p, x) store_bf16(p, x)
+#define LOAD1(x) float_of_bf16(x)
+#define STORE1(x) bf16_of_float(x)
+#include "cpu_kernels.inc"
