@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..configs.sampling import SamplingParams
 from ..errors import RequestError
 from .answer import Answer
-from .engine import EngineHandle
 from .frontdesk import Arrival, Frontdesk
 from .opening import default_sampling_params, failure_of
 from .outputs import RequestOutput
 from .prompts import Prompt
+
+if TYPE_CHECKING:
+    from .engine import EngineHandle
 
 
 class AsyncEngine:

@@ -8,8 +8,10 @@ from queue import SimpleQueue
 from .answer import Answer
 from .frontdesk import Arrival, Frontdesk
 
+MAX_OPEN = 4096  # answers; the queue to the engine is bounded, and more than this never helps it
 
-def collect(desk: Frontdesk, answers: Iterable[Answer], max_open: int | None = None) -> Iterator[Answer]:
+
+def collect(desk: Frontdesk, answers: Iterable[Answer], max_open: int = MAX_OPEN) -> Iterator[Answer]:
     """Submits the answers' requests and yields an answer whenever an event has reached it, until all are finished.
 
     At most `max_open` run at once, and only so many are taken from `answers` ahead. Whoever stops iterating, by an
@@ -20,7 +22,7 @@ def collect(desk: Frontdesk, answers: Iterable[Answer], max_open: int | None = N
     waiting = iter(answers)
     try:
         while True:
-            while max_open is None or len(running) < max_open:
+            while len(running) < max_open:
                 if (answer := next(waiting, None)) is None:
                     break
                 if answer.finished:

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..errors import EngineDeadError, PenstockError
 from ..scheduler.timeline import Span, StageTotals
-from .engine_spec import EngineSpec, WorkerOffer, WorkerSpec
+from .engine_spec import EngineSpec, Surroundings, WorkerOffer, WorkerSpec
 from .placement import reserve, worker_resources
 from .sockets import Peer, Sockets
 from .stage_worker import StageWorker
@@ -21,8 +21,6 @@ from .worker_port import MAX_PLANS, MAX_UPLINK, WorkerPort
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
-
-    from .links import StoreAddress
 
 START_TIMEOUT_S = 1800.0  # for weights to load
 CONNECT_TIMEOUT_S = 120.0  # for processes to come up
@@ -59,9 +57,9 @@ class Crew:
                 raise EngineDeadError(f"{port.name} could not reach the engine at {port.uplink.address.endpoint}")
         return ports
 
-    def build(self, store: StoreAddress, hosts: Sequence[str]) -> None:
-        """Links, weights and caches, on all workers at once; `hosts` is where each takes its links."""
-        built = [worker.build.remote(store, host) for worker, host in zip(self._workers, hosts, strict=True)]
+    def build(self, surroundings: Sequence[Surroundings]) -> None:
+        """Links, weights and caches, on all workers at once."""
+        built = [worker.build.remote(around) for worker, around in zip(self._workers, surroundings, strict=True)]
         self._all(built, START_TIMEOUT_S)
 
     def totals(self, timeout_s: float) -> list[StageTotals | None]:

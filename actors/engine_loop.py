@@ -177,7 +177,11 @@ class EngineLoop:
         self._desk.tick()
 
     def _fail(self, message: str) -> None:
-        """Ends the engine for good: answers what is open, tells the clients, and has the workers ended."""
+        self._end(message)
+        self._on_failure(message)
+
+    def _end(self, message: str) -> None:
+        """Ends the engine for good: answers what is open, and tells the clients."""
         self.failure = message
         try:
             self.scheduler.fail_all(message)
@@ -187,12 +191,11 @@ class EngineLoop:
         self._desk.fail(message)
         for worker in self.workers:
             self._polls.unwatch(worker.uplink.zmq_socket)
-        self._on_failure(message)
 
     def _stop(self, message: str) -> None:
         self._stop_at = time.monotonic() + FAREWELL_S
         if self.failure is None:
-            self._fail(message)
+            self._end(message)
 
     def _ended(self) -> bool:
         return self._stop_at is not None and (not self._desk.num_clients or time.monotonic() >= self._stop_at)

@@ -42,6 +42,23 @@ class WorkerOffer:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """Where the links' store listens."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a worker must know of the others before it makes its links."""
+
+    store: StoreAddress
+    host: str  # where this rank takes its links
+    num_ranks_here: int  # ranks of the engine on this node, which share its cores
+
+
+@dataclass(frozen=True, slots=True)
 class ClientOffer:
     """Where a client runs and takes its events."""
 

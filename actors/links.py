@@ -8,7 +8,6 @@ A gloo wait has no time-out, since one that runs out closes the pair for good: w
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from datetime import timedelta
 from queue import SimpleQueue
 from typing import Any
@@ -16,15 +15,9 @@ from typing import Any
 import torch
 from torch.distributed import PrefixStore, ProcessGroup, ProcessGroupGloo, Store, TCPStore
 
+from .engine_spec import StoreAddress
+
 _NO_TIMEOUT = timedelta(days=365)
-
-
-@dataclass(frozen=True, slots=True)
-class StoreAddress:
-    """Where the links' store listens."""
-
-    host: str
-    port: int
 
 
 def open_store(host: str) -> TCPStore:

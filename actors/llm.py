@@ -43,7 +43,7 @@ class LLM:
         return llm
 
     @classmethod
-    def connect(cls, name: str, address: str | None = None) -> LLM:
+    def connect(cls, name: str, address: str = "auto") -> LLM:
         """The synchronous face of an engine that already runs; raises EngineNotFoundError."""
         llm = cls.__new__(cls)
         handle = find_engine(name, address)
@@ -188,7 +188,7 @@ class LLM:
                 yield self._desk.refusal(index, encoded, params, getattr(error, "reason", str(error)))
 
 
-def connect(name: str, address: str | None = None) -> AsyncEngine:
+def connect(name: str, address: str = "auto") -> AsyncEngine:
     """An asynchronous handle to an engine of the cluster; raises EngineNotFoundError, saying what is there."""
     handle = find_engine(name, address)
     return AsyncEngine(handle, open_desk(handle, load_tokenizer(handle.config)))

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from ..configs.model_config import ModelConfig
 from ..configs.sampling import SamplingParams
 from ..errors import EngineDeadError, PenstockError
 from ..scheduler.messages import NewRequest
 from .answer import Answer
-from .engine import EngineHandle
 from .frontdesk import Frontdesk
 from .outputs import RequestOutput
 from .params import to_new_request
 from .prompts import PromptError
 from .tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from .engine import EngineHandle
+
 
 def open_desk(handle: EngineHandle, tokenizer: Tokenizer | None) -> Frontdesk:
     """A client of the engine and what makes its requests."""
-    model_config, limits = handle.model_config, handle.limits
+    eos_token_ids, limits = handle.model_config.eos_token_ids, handle.limits
 
     def make_request(request_id: str, token_ids: Sequence[int], params: SamplingParams, index: int) -> NewRequest:
-        return to_new_request(
-            request_id, token_ids, params, index, eos_token_ids=model_config.eos_token_ids, limits=limits
-        )
+        return to_new_request(request_id, token_ids, params, index, eos_token_ids=eos_token_ids, limits=limits)
 
     return Frontdesk(handle.client(), make_request, limits, tokenizer)
 

@@ -40,11 +40,16 @@ def stage_bundles(config: EngineConfig, device: str) -> list[Resources]:
     return [dict(bundle) for _ in range(config.pipeline_parallel_size)]
 
 
+def group_name(engine_name: str) -> str:
+    """The name of an engine's placement group."""
+    return f"penstock-{engine_name}"
+
+
 def reserve(name: str, config: EngineConfig, device: str) -> PlacementGroup:
     """The engine's placement group, ready. Raises ClusterError, saying what is missing; waits `WAIT_S` at most."""
     bundles = stage_bundles(config, device)
     _check_capacity(config, bundles)
-    group = placement_group(bundles, strategy="PACK", name=f"penstock-{name}")
+    group = placement_group(bundles, strategy="PACK", name=group_name(name))
     if not group.wait(WAIT_S):
         remove_placement_group(group)
         raise ClusterError(_request(config, bundles) + "; " + _shortage(bundles, ray.available_resources(), "free"))
@@ -59,7 +64,9 @@ def _check_capacity(config: EngineConfig, bundles: list[Resources]) -> None:
         raise ClusterError(f"{request}; {_shortage(bundles, total, 'in all')}")
     for name, amount in bundles[0].items():
         if (largest := max(node.get(name, 0.0) for node in nodes)) < amount:
-            raise ClusterError(f"{request}; a stage's {amount:g} {name}s must be on one node, the largest has {largest:g}")
+            raise ClusterError(
+                f"{request}; a stage's {amount:g} {name}s must be on one node, the largest has {largest:g}"
+            )
 
 
 def _request(config: EngineConfig, bundles: list[Resources]) -> str:

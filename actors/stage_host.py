@@ -14,8 +14,8 @@ from ..errors import EngineDeadError
 from ..scheduler.codec import decode_plan, encode_result
 from ..scheduler.plan import StepPlan, StepResult
 from ..scheduler.timeline import Timeline
-from .engine_spec import WorkerOffer, WorkerSpec
-from .links import LinkRoom, StoreAddress
+from .engine_spec import Surroundings, WorkerOffer, WorkerSpec
+from .links import LinkRoom
 from .ports import RankPosition, open_ports
 from .sockets import Address, Peer, Receiver, Sender, Sockets
 from .wire import Kind, encode_step, encode_text, frame, unframe
@@ -67,14 +67,15 @@ class StageHost:
             raise EngineDeadError(f"the engine did not reach this rank at {self._plans.address.endpoint}")
         self._start("heartbeat", self._beat)
 
-    def build(self, store: StoreAddress, host: str) -> None:
+    def build(self, around: Surroundings) -> None:
         """Links, weights and cache: afterwards the rank serves plans."""
         engine, config = self._spec.engine, self._spec.engine.config
-        torch.set_num_threads(config.num_threads or 1)
+        torch.set_num_threads(config.num_threads or max(1, _num_cores() // around.num_ranks_here))
         position = RankPosition(
             self._spec.stage_idx, self._spec.tp_rank, config.pipeline_parallel_size, config.tensor_parallel_size
         )
-        ports = open_ports(LinkRoom(store, host, config.device, epoch=0, timeout_s=LINK_TIMEOUT_S), position)
+        room = LinkRoom(around.store, around.host, config.device, epoch=0, timeout_s=LINK_TIMEOUT_S)
+        ports = open_ports(room, position)
         module, _, function = engine.stage_builder.partition(":")
         self._runner = cast(
             StageRunner,
@@ -147,3 +148,7 @@ class StageHost:
     def _send(self, kind: Kind, body: bytes) -> bool:
         assert self._uplink is not None
         return self._uplink.send(frame(kind, body))
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

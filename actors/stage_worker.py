@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import ray
 
 from ..scheduler.timeline import Span, StageTotals
 from .cluster import this_place
-from .engine_spec import WorkerOffer, WorkerSpec
+from .engine_spec import Surroundings, WorkerOffer, WorkerSpec
 from .sockets import Address, Peer, Sockets
-
-if TYPE_CHECKING:
-    from .links import StoreAddress
 
 
 class _StageWorker:
@@ -36,9 +31,9 @@ class _StageWorker:
         self._host.connect(uplink)
 
     @ray.method
-    def build(self, store: StoreAddress, host: str) -> None:
+    def build(self, around: Surroundings) -> None:
         """Makes links and stage; back when the worker serves plans."""
-        self._host.build(store, host)
+        self._host.build(around)
 
     @ray.method
     def totals(self) -> StageTotals:

@@ -1,15 +1,15 @@
-"""Attention over the paged cache, behind one protocol; the backend is chosen in `make_attention` and nowhere else."""
+"""Attention over the paged cache, behind one protocol; `kernels.make_kernels` chooses who implements it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from .batch import Batch
 from .kv_cache import LayerCache
+from .rope import Rotation
 
 
 @dataclass(slots=True, frozen=True)
@@ -19,27 +19,23 @@ class AttentionSpec:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    window: int | None  # tokens seen, the newest included; None: all
+    window: int | None = None  # tokens seen, the newest included; None: all
+    q_norm: Tensor | None = None  # [head_dim] weight of a norm over each query head; both norms or neither
+    k_norm: Tensor | None = None
+    norm_eps: float = 0.0
 
     @property
     def scale(self) -> float:
+        """What scores are multiplied by."""
         return float(self.head_dim**-0.5)
 
 
 class Attention(Protocol):
-    """Causal attention of a step's tokens to their own sequences."""
+    """Causal attention of a step's tokens to their own sequences, with all that lies between two projections."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache, batch: Batch) -> Tensor:
-        """Writes k and v to the cache, then attends.
+    def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
+        """Norms and rotates queries and keys, writes keys and values to the cache, attends.
 
-        q [T, heads, head_dim] and k, v [T, kv heads, head_dim] are rotated already; the result is
-        [T, heads * head_dim].
+        qkv [T, (heads + 2 * kv heads) * head_dim], heads first; the result is [T, heads * head_dim].
         """
         ...
-
-
-def make_attention(spec: AttentionSpec, device: torch.device | str) -> Attention:
-    """The backend for a device."""
-    from .attention_torch import TorchAttention
-
-    return TorchAttention(spec)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .attention import AttentionSpec
 from .batch import Batch
 from .kv_cache import LayerCache
+from .rope import Rotation
 
 
 class TorchAttention:
@@ -21,12 +22,19 @@ class TorchAttention:
     def __init__(self, spec: AttentionSpec) -> None:
         self.spec = spec
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache, batch: Batch) -> Tensor:
+    def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
+        spec = self.spec
+        sizes = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        q, k, v = qkv.unflatten(-1, (-1, spec.head_dim)).split(sizes, dim=1)
+        q, k = rotation.apply(self._normed(q, spec.q_norm)), rotation.apply(self._normed(k, spec.k_norm))
         cache.flat_keys.index_copy_(0, batch.cache_slots, k)
         cache.flat_values.index_copy_(0, batch.cache_slots, v)
         if batch.all_decode:
             return self._decodes(q, cache, batch, None)
         return self._mixed(q, cache, batch)
+
+    def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return x if weight is None else F.rms_norm(x, weight.shape, weight, self.spec.norm_eps)
 
     def _mixed(self, q: Tensor, cache: LayerCache, batch: Batch) -> Tensor:
         out = q.new_empty(len(q), q.shape[1] * q.shape[2])
@@ -53,15 +61,16 @@ class TorchAttention:
 
     def _decode_mask(self, batch: Batch, seq_lens: Tensor, width: int) -> Tensor:
         """[S, 1, 1, width] True where a row sees; made once a step."""
-        key = self.spec.window
-        if key not in batch.masks:
+        key = ("decode mask", self.spec.window, len(seq_lens))
+        if key not in batch.prepared:
             keys = torch.arange(width, device=seq_lens.device)
             ends = seq_lens.unsqueeze(1)
             seen = keys < ends
             if self.spec.window is not None:
                 seen &= keys >= ends - self.spec.window
-            batch.masks[key] = seen[:, None, None, :]
-        return batch.masks[key]
+            batch.prepared[key] = seen[:, None, None, :]
+        mask: Tensor = batch.prepared[key]
+        return mask
 
     def _chunk(self, q: Tensor, cache: LayerCache, batch: Batch, row: int) -> Tensor:
         """One row's chunk; q [t, heads, head_dim]."""

@@ -6,6 +6,7 @@ Shapes: T tokens of the step, S rows, W most blocks of a row. Rows keep the plan
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class Batch:
     block_table: Tensor  # [S, W] int32
     host_query_starts: Ints  # [S + 1]
     host_seq_lens: Ints  # [S]
-    masks: dict[object, Tensor] = field(default_factory=dict)  # an attention backend's own, shared by the layers
+    prepared: dict[object, Any] = field(default_factory=dict)  # an attention backend's own, shared by the layers
 
     @classmethod
     def from_step(cls, inputs: StepInput, device: torch.device | str = "cpu") -> Batch:

@@ -8,104 +8,114 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..configs.model_config import ModelConfig
 from ..errors import ConfigError
-from .attention import Attention, AttentionSpec, make_attention
+from .attention import AttentionSpec
 from .batch import Batch
 from .kv_cache import KVCache, LayerCache
-from .layers import Linear, Placement, RMSNorm, RowParallelLinear, VocabEmbedding, VocabHead
+from .layers import GatedLinear, Linear, Place, ResidualLinear, RMSNorm, VocabEmbedding, VocabHead
 from .rope import Rotary, Rotation
 from .tensor_parallel import TensorParallel, kv_heads_per_rank, padded_vocab_per_rank, shard
 
 
 class SelfAttention(nn.Module):
-    """Projections, per-head norms, rotation and attention of one layer."""
+    """One layer's projections and the attention between them; adds to the residual."""
 
-    def __init__(self, config: ModelConfig, layer: int, tp: TensorParallel, place: Placement) -> None:
+    def __init__(self, config: ModelConfig, layer: int, tp: TensorParallel, place: Place) -> None:
         super().__init__()
         heads = shard("attention heads", config.num_attention_heads, tp.size)
         kv_heads = kv_heads_per_rank(config.num_key_value_heads, tp.size)
-        dim = config.head_dim
-        self.sizes = (heads, kv_heads, kv_heads)
-        self.head_dim = dim
-        self.qkv = Linear(config.hidden_size, sum(self.sizes) * dim, config.attention_bias, place)
-        self.o = RowParallelLinear(heads * dim, config.hidden_size, config.attention_output_bias, place, tp)
-        self.q_norm = RMSNorm(dim, config.rms_norm_eps, place) if config.qk_norm else None
-        self.k_norm = RMSNorm(dim, config.rms_norm_eps, place) if config.qk_norm else None
-        spec = AttentionSpec(heads, kv_heads, dim, config.window_of(layer))
-        self.backend: Attention = make_attention(spec, place.device)
+        dim, hidden = config.head_dim, config.hidden_size
+        self.qkv = Linear(hidden, (heads + 2 * kv_heads) * dim, config.attention_bias, place)
+        self.o = ResidualLinear(heads * dim, hidden, config.attention_output_bias, place, tp)
+        self.q_norm = place.empty(dim) if config.qk_norm else None
+        self.k_norm = place.empty(dim) if config.qk_norm else None
+        window = config.window_of(layer)
+        spec = AttentionSpec(heads, kv_heads, dim, window, self.q_norm, self.k_norm, config.rms_norm_eps)
+        self.backend = place.kernels.attention(spec)
         self.cache: LayerCache | None = None
 
-    def forward(self, x: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None, rotation: Rotation, batch: Batch) -> Tensor:
         assert self.cache is not None, "bind_cache comes before the first step"
-        q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split(self.sizes, dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotation.apply(q), rotation.apply(k)
-        out: Tensor = self.o(self.backend.attend(q, k, v, self.cache, batch))
+        attended = self.backend.attend(self.qkv(x), rotation, self.cache, batch)
+        out: Tensor = self.o(attended, residual)
         return out
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), gate and up being one matrix product."""
+    """down(silu(gate(x)) * up(x)); adds to the residual."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, place: Placement) -> None:
+    def __init__(self, config: ModelConfig, tp: TensorParallel, place: Place) -> None:
         super().__init__()
         inner = shard("intermediate dimensions", config.intermediate_size, tp.size)
-        self.gate_up = Linear(config.hidden_size, 2 * inner, config.mlp_bias, place)
-        self.down = RowParallelLinear(inner, config.hidden_size, config.mlp_bias, place, tp)
+        self.gate_up = GatedLinear(config.hidden_size, inner, config.mlp_bias, place)
+        self.down = ResidualLinear(inner, config.hidden_size, config.mlp_bias, place, tp)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate) * up)
+    def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        out: Tensor = self.down(self.gate_up(x), residual)
         return out
 
 
 class DecoderLayer(nn.Module):
-    """One layer; `post_*` norms stand behind a branch (GLM-4), the others in front of it."""
+    """Attention and MLP, each behind a norm and added to its input."""
 
-    def __init__(self, config: ModelConfig, layer: int, tp: TensorParallel, place: Placement) -> None:
+    def __init__(self, config: ModelConfig, layer: int, tp: TensorParallel, place: Place) -> None:
         super().__init__()
-
-        def norm() -> RMSNorm:
-            return RMSNorm(config.hidden_size, config.rms_norm_eps, place)
-
-        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
         self.attention = SelfAttention(config, layer, tp, place)
         self.mlp = GatedMLP(config, tp, place)
-        self.post_attention_norm = norm() if config.sandwich_norms else None
-        self.post_mlp_norm = norm() if config.sandwich_norms else None
 
     def forward(self, hidden: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
-        branch = self.attention(self.attention_norm(hidden), rotation, batch)
-        hidden = hidden + (branch if self.post_attention_norm is None else self.post_attention_norm(branch))
-        branch = self.mlp(self.mlp_norm(hidden))
-        return hidden + (branch if self.post_mlp_norm is None else self.post_mlp_norm(branch))
+        hidden = self.attention(self.attention_norm(hidden), hidden, rotation, batch)
+        out: Tensor = self.mlp(self.mlp_norm(hidden), hidden)
+        return out
+
+
+class SandwichLayer(DecoderLayer):
+    """With norms behind the branches too, before they are added (GLM-4)."""
+
+    def __init__(self, config: ModelConfig, layer: int, tp: TensorParallel, place: Place) -> None:
+        super().__init__(config, layer, tp, place)
+        self.post_attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
+        self.post_mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
+
+    def forward(self, hidden: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
+        branch = self.attention(self.attention_norm(hidden), None, rotation, batch)
+        hidden = hidden + self.post_attention_norm(branch)
+        branch = self.mlp(self.mlp_norm(hidden), None)
+        out: Tensor = hidden + self.post_mlp_norm(branch)
+        return out
 
 
 class StageModule(nn.Module):
     """A stage's share of the model on one rank."""
 
     def __init__(
-        self, config: ModelConfig, layer_range: range, tp: TensorParallel, place: Placement, ends: tuple[bool, bool]
+        self, config: ModelConfig, layer_range: range, tp: TensorParallel, place: Place, ends: tuple[bool, bool]
     ) -> None:
         super().__init__()
         first, last = ends
         self.layer_range = layer_range
         self.tp = tp
-        self.dtype = place.dtype
         rows = padded_vocab_per_rank(config.vocab_size, tp.size)
+        kind = SandwichLayer if config.sandwich_norms else DecoderLayer
         self.embed_tokens = VocabEmbedding(rows, config.hidden_size, place, tp) if first else None
-        self.layers = nn.ModuleList(DecoderLayer(config, layer, tp, place) for layer in layer_range)
+        self.layers = nn.ModuleList(kind(config, layer, tp, place) for layer in layer_range)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place) if last else None
         self.lm_head: VocabHead | None = None
         if last:
             tied = self.embed_tokens if config.tie_word_embeddings else None
             weight = place.empty(rows, config.hidden_size) if tied is None else tied.weight
-            self.lm_head = VocabHead(weight, config.vocab_size, tp)
+            self.lm_head = VocabHead(weight, config.vocab_size, place, tp)
         self.rotary = Rotary(config.rope, place.device)
+
+    def finish(self) -> None:
+        """Hands the filled weights to the kernels; the loader calls it once."""
+        for part in self.modules():
+            if isinstance(part, (Linear, GatedLinear, ResidualLinear, VocabHead)):
+                part.finish()
 
     def bind_cache(self, cache: KVCache) -> None:
         """Gives each layer its part of the cache; before the first step."""
@@ -124,7 +134,7 @@ class StageModule(nn.Module):
     @torch.inference_mode()
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         """The stage's layers: hidden [T, H] in and out, the input left as it is."""
-        rotation = self.rotary.at(batch.positions, self.dtype)
+        rotation = self.rotary.at(batch.positions)
         for layer in self.layers:
             hidden = layer(hidden, rotation, batch)
         return hidden
@@ -158,4 +168,4 @@ def build_stage_module(
             f"a stage needs layers within 0 to {config.num_hidden_layers}; this one has {layer_range.start} to "
             f"{layer_range.stop}"
         )
-    return StageModule(config, layer_range, tp, Placement(dtype, device), (first, last))
+    return StageModule(config, layer_range, tp, Place.of(dtype, device), (first, last))

@@ -4,7 +4,7 @@ The largest of logit / temperature + Gumbel noise falls on a token with its soft
 draw, and noise bound to (seed, position, token id) makes it the same whatever else is in the batch. Truncated rows
 look at their most likely tokens only (a top-k search instead of a sort of the vocabulary wherever the row allows it):
 how many depends on the row alone, so a row meets the same arithmetic alone and in a batch. top_k keeps exactly k
-tokens; the order is vLLM's, which applies min_p first.
+tokens (which of several equal ones at the cut is the device's choice); the order is vLLM's, which applies min_p first.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from .noise import gumbel
+from .tiles import tiles
 
 WHOLE = 0  # no truncation: every token is a candidate
 NARROW = 64  # candidates of a row with top_k up to this
 WIDE = 1024
 NUCLEUS = -1  # top_p alone, or top_k beyond WIDE: as many candidates as the row's distribution needs
-
-_TILE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # on a CPU a tile stays in its cache; elsewhere memory is bounded
 
 
 def draw_kind(top_k: int, top_p: float, vocab_size: int) -> int:
@@ -45,14 +44,13 @@ class DrawStep:
 
 def draw(logits: Tensor, step: DrawStep, all_ids: Tensor) -> Tensor:
     """Token ids [N] int64 for the step's rows of logits [R, V]; all_ids [V] int32 counts up. Enqueued, never waits."""
-    tile = max(1, _TILE_ELEMENTS[logits.device.type] // logits.shape[-1])
-    parts = torch.split(step.rows, tile), torch.split(step.keys, tile), torch.split(step.columns, tile, dim=1)
-    tiles = zip(*parts, strict=True)
-    return torch.cat([_draw_tile(logits.index_select(0, r), step, (k, c), all_ids) for r, k, c in tiles])
+    parts = tiles(logits.shape[-1], step.rows, step.keys, *step.columns)
+    tokens = [_draw_tile(logits.index_select(0, rows), step, inputs, all_ids) for rows, *inputs in parts]
+    return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
 
 
-def _draw_tile(logits: Tensor, step: DrawStep, inputs: tuple[Tensor, Tensor], all_ids: Tensor) -> Tensor:
-    keys, (temperature, log_min_p, top_k, top_p) = inputs
+def _draw_tile(logits: Tensor, step: DrawStep, inputs: list[Tensor], all_ids: Tensor) -> Tensor:
+    keys, temperature, log_min_p, top_k, top_p = inputs
     scaled = logits.div_(temperature)
     if step.any_min_p:
         scaled.masked_fill_(scaled < scaled.amax(-1, keepdim=True) + log_min_p, -math.inf)

@@ -1,7 +1,8 @@
 """The building blocks of a decoder, sharded over the ranks of a stage.
 
 Column parallel: a rank holds some outputs, nothing is exchanged. Row parallel: a rank holds some inputs, and the
-partial results are summed. Weights are plain tensors that the loader fills; there is no gradient anywhere.
+partial results are summed. Parameters are plain tensors without gradients; the loader fills them and then calls
+`finish` on every layer, which hands them to its kernel. The kernel may keep a packed copy: the parameter is let go.
 """
 
 from __future__ import annotations
@@ -12,63 +13,115 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .kernels import GatedKernel, Kernels, LinearKernel, make_kernels
 from .tensor_parallel import TensorParallel
 
 
 @dataclass(slots=True, frozen=True)
-class Placement:
-    """Where and in which type weights live."""
+class Place:
+    """Where weights live, in which type, and which functions work on them."""
 
     dtype: torch.dtype
-    device: torch.device | str = "cpu"
+    device: torch.device | str
+    kernels: Kernels
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, device: torch.device | str) -> Place:
+        """With the kernels that the device provides."""
+        return cls(dtype, device, make_kernels(device, dtype))
 
     def empty(self, *shape: int) -> nn.Parameter:
         """A weight that the loader has yet to fill."""
         return nn.Parameter(torch.empty(shape, dtype=self.dtype, device=self.device), requires_grad=False)
 
 
-class Linear(nn.Module):
+class _Weighted(nn.Module):
+    """A weight [outputs, inputs], perhaps a bias [outputs], and a kernel over both once they are filled."""
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: nn.Parameter, bias: bool, place: Place) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = place.empty(len(weight)) if bias else None
+        self.kernels = place.kernels
+
+    def _take_weight(self) -> Tensor:
+        weight = self.weight
+        assert weight is not None, "finish is called once"
+        self.weight = None
+        return weight
+
+
+class Linear(_Weighted):
     """y = x Wᵀ + b. As a column-parallel layer it simply is a rank's share of the outputs."""
 
-    def __init__(self, num_inputs: int, num_outputs: int, bias: bool, place: Placement) -> None:
-        super().__init__()
-        self.weight = place.empty(num_outputs, num_inputs)
-        self.bias = place.empty(num_outputs) if bias else None
+    def __init__(self, num_inputs: int, num_outputs: int, bias: bool, place: Place) -> None:
+        super().__init__(place.empty(num_outputs, num_inputs), bias, place)
+        self.kernel: LinearKernel | None = None
+
+    def finish(self) -> None:
+        self.kernel = self.kernels.linear(self._take_weight(), self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        assert self.kernel is not None, "weights are loaded first"
+        return self.kernel(x)
 
 
-class RowParallelLinear(nn.Module):
-    """y = sum over ranks of x_r W_rᵀ, + b once."""
+class GatedLinear(_Weighted):
+    """silu(gate(x)) * up(x), gate's outputs and up's being one weight; column parallel."""
 
-    def __init__(self, num_inputs: int, num_outputs: int, bias: bool, place: Placement, tp: TensorParallel) -> None:
-        super().__init__()
-        self.weight = place.empty(num_outputs, num_inputs)
-        self.bias = place.empty(num_outputs) if bias else None
+    def __init__(self, num_inputs: int, num_outputs: int, bias: bool, place: Place) -> None:
+        super().__init__(place.empty(2 * num_outputs, num_inputs), bias, place)
+        self.kernel: GatedKernel | None = None
+
+    def finish(self) -> None:
+        self.kernel = self.kernels.gated(self._take_weight(), self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.kernel is not None, "weights are loaded first"
+        return self.kernel(x)
+
+
+class ResidualLinear(_Weighted):
+    """The end of a branch: residual + (sum over ranks of x_r W_rᵀ) + b; row parallel."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, bias: bool, place: Place, tp: TensorParallel) -> None:
+        super().__init__(place.empty(num_outputs, num_inputs), bias, place)
         self.tp = tp
+        self.kernel: LinearKernel | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.tp.all_reduce(F.linear(x, self.weight))
-        return y if self.bias is None else y + self.bias
+    def finish(self) -> None:
+        self.kernel = self.kernels.linear(self._take_weight(), self.bias if self.tp.size == 1 else None)
+
+    def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        assert self.kernel is not None, "weights are loaded first"
+        if self.tp.size == 1:
+            return self.kernel(x, residual)
+        y = self.tp.all_reduce(self.kernel(x))
+        if self.bias is not None:
+            y = y + self.bias
+        return y if residual is None else y + residual
 
 
 class RMSNorm(nn.Module):
     """Root mean square normalisation over the last dimension (https://arxiv.org/abs/1910.07467)."""
 
-    def __init__(self, size: int, eps: float, place: Placement) -> None:
+    def __init__(self, size: int, eps: float, place: Place) -> None:
         super().__init__()
         self.weight = place.empty(size)
         self.eps = eps
+        self.rms_norm = place.kernels.rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return self.rms_norm(x, self.weight, self.eps)
 
 
 class VocabEmbedding(nn.Module):
     """Rows of the vocabulary, a rank holding a range of them; other ranks' tokens count as zero and are summed in."""
 
-    def __init__(self, rows_per_rank: int, hidden_size: int, place: Placement, tp: TensorParallel) -> None:
+    def __init__(self, rows_per_rank: int, hidden_size: int, place: Place, tp: TensorParallel) -> None:
         super().__init__()
         self.weight = place.empty(rows_per_rank, hidden_size)
         self.tp = tp
@@ -82,15 +135,22 @@ class VocabEmbedding(nn.Module):
         return self.tp.all_reduce(rows.masked_fill_(absent.unsqueeze(-1), 0))
 
 
-class VocabHead(nn.Module):
-    """Logits over the vocabulary, each rank computing a range of it; every rank gets them all."""
+class VocabHead(_Weighted):
+    """Logits over the vocabulary, each rank computing a range of it; every rank gets them all.
 
-    def __init__(self, weight: nn.Parameter, vocab_size: int, tp: TensorParallel) -> None:
-        super().__init__()
-        self.weight = weight  # [rows of the rank, hidden]; the embedding's own when they are tied
+    Its weight is [rows of the rank, hidden], the embedding's own parameter when they are tied.
+    """
+
+    def __init__(self, weight: nn.Parameter, vocab_size: int, place: Place, tp: TensorParallel) -> None:
+        super().__init__(weight, False, place)
         self.vocab_size = vocab_size
         self.tp = tp
+        self.kernel: LinearKernel | None = None
+
+    def finish(self) -> None:
+        self.kernel = self.kernels.linear(self._take_weight(), None)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.tp.all_gather_last(F.linear(hidden, self.weight))
+        assert self.kernel is not None, "weights are loaded first"
+        logits = self.tp.all_gather_last(self.kernel(hidden))
         return logits[..., : self.vocab_size].float()

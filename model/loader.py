@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..configs.json_fields import Fields
 from ..configs.model_config import ModelConfig
@@ -34,7 +34,7 @@ class WeightSource(Protocol):
 
 
 def load_weights(
-    module: nn.Module, folder: str | Path, config: ModelConfig, layer_range: range, tp_rank: int, tp_size: int
+    module: StageModule, folder: str | Path, config: ModelConfig, layer_range: range, tp_rank: int, tp_size: int
 ) -> None:
     """Fills the module from a model folder.
 
@@ -51,7 +51,7 @@ def dummy_weights(module: StageModule, config: ModelConfig, seed: int) -> None:
 
 
 @torch.no_grad()
-def _fill(module: nn.Module, source: WeightSource, pieces: list[Piece]) -> None:
+def _fill(module: StageModule, source: WeightSource, pieces: list[Piece]) -> None:
     parameters = dict(module.named_parameters())
     missing = {name: parameter.numel() for name, parameter in parameters.items()}
     for piece in pieces:
@@ -61,6 +61,7 @@ def _fill(module: nn.Module, source: WeightSource, pieces: list[Piece]) -> None:
     for name, count in missing.items():
         if count:
             raise ModelError(f"nothing fills {count} of the {parameters[name].numel()} values of {name}")
+    module.finish()
 
 
 class SafetensorsFolder:

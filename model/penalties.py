@@ -17,6 +17,7 @@ from torch import Tensor
 from ..scheduler.mirror import Mirror
 from ..scheduler.plan import Ints, Sampling
 from .staging import staged, upload
+from .tiles import tiles
 
 _IN_PROMPT = 1 << 30  # flag beside the count of generated tokens
 _COUNT = _IN_PROMPT - 1
@@ -88,13 +89,9 @@ class Penalties:
 
     def apply(self, logits: Tensor, step: PenaltyStep) -> None:
         """Penalises the step's rows of logits [R, V] in place. Enqueued, never waits."""
-        counts = self._counts.index_select(0, step.count_rows)  # [P, V]
-        x = logits.index_select(0, step.rows)
-        repetition, frequency, presence = step.factors
-        x = torch.where(counts != 0, torch.where(x > 0, x / repetition, x * repetition), x)
-        generated = counts.bitwise_and_(_COUNT)
-        x.sub_(generated * frequency).sub_((generated > 0) * presence)
-        logits.index_copy_(0, step.rows, x)
+        for rows, count_rows, *factors in tiles(self._vocab_size, step.rows, step.count_rows, *step.factors):
+            counts = self._counts.index_select(0, count_rows)
+            logits.index_copy_(0, rows, _penalised(logits.index_select(0, rows), counts, factors))
 
     def add(self, token_ids: Tensor, step: PenaltyStep) -> None:
         """Counts the sampled tokens [R] of the step's rows. Enqueued, never waits."""
@@ -126,6 +123,14 @@ class Penalties:
             size = min(max(num_rows, 2 * len(old), _FIRST_ROWS), self._num_slots)
             self._counts = torch.zeros((size, self._vocab_size), dtype=torch.int32, device=self._device)
             self._counts[: len(old)] = old
+
+
+def _penalised(x: Tensor, counts: Tensor, factors: list[Tensor]) -> Tensor:
+    """Rows [n, V] of logits under the counts [n, V]; a forbidden token stays at minus infinity."""
+    repetition, frequency, presence = factors
+    x = torch.where(counts != 0, torch.where(x > 0, x / repetition, x * repetition), x)
+    generated = counts.bitwise_and_(_COUNT)
+    return x.sub_(generated * frequency).sub_((generated > 0) * presence)
 
 
 def has_penalties(sampling: Sampling) -> bool:

@@ -19,13 +19,13 @@ from ..configs.rope_config import RopeConfig
 class Rotation:
     """The angles of one step's positions, computed once for all layers."""
 
-    cos: Tensor  # [T, 1, rotary_dim / 2] in the layers' type
+    cos: Tensor  # [T, 1, rotary_dim / 2] float32
     sin: Tensor  # likewise
     rotary_dim: int
     interleaved: bool
 
     def apply(self, x: Tensor) -> Tensor:
-        """The leading `rotary_dim` dimensions of every head of x [T, heads, head_dim], rotated."""
+        """The leading `rotary_dim` dimensions of every head of x [T, heads, head_dim], rotated in float32."""
         cos, sin = self.cos, self.sin
         rotated, rest = x[..., : self.rotary_dim], x[..., self.rotary_dim :]
         if self.interleaved:
@@ -34,7 +34,7 @@ class Rotation:
         else:
             first, second = rotated.chunk(2, dim=-1)
             turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
+        return torch.cat((turned.to(x.dtype), rest), dim=-1)
 
 
 class Rotary:
@@ -45,13 +45,13 @@ class Rotary:
         self._scale = _attention_factor(config)
         self._frequencies = _frequencies(config).to(device)  # [rotary_dim / 2] float32
 
-    def at(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """The rotation of the positions [T]; angles are computed in float32."""
+    def at(self, positions: Tensor) -> Rotation:
+        """The rotation of the positions [T]."""
         angles = torch.outer(positions.to(torch.float32), self._frequencies).unsqueeze(1)
         cos, sin = angles.cos(), angles.sin()
         if self._scale != 1.0:
             cos, sin = cos * self._scale, sin * self._scale
-        return Rotation(cos.to(dtype), sin.to(dtype), self.config.rotary_dim, self.config.interleaved)
+        return Rotation(cos, sin, self.config.rotary_dim, self.config.interleaved)
 
 
 def _frequencies(config: RopeConfig) -> Tensor:

@@ -45,5 +45,6 @@ def _tensors(values: Any) -> list[tuple[str, Tensor]]:
 def _host_copy(tensor: Tensor) -> Tensor:
     if tensor.device.type == "cpu":
         return tensor
+    tensor.record_stream(torch.cuda.current_stream(tensor.device))  # may be freed before the copy has run
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)

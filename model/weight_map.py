@@ -89,8 +89,8 @@ class _RankWeights:
         yield from self._columns_parallel(f"{to}qkv", rows, config.attention_bias)
         yield from self._row_parallel(f"{to}o", f"{source}o_proj", (total, width), config.attention_output_bias)
         if config.qk_norm:
-            yield self.whole(f"{to}q_norm.weight", f"{source}q_norm.weight", dim)
-            yield self.whole(f"{to}k_norm.weight", f"{source}k_norm.weight", dim)
+            yield self.whole(f"{to}q_norm", f"{source}q_norm.weight", dim)
+            yield self.whole(f"{to}k_norm", f"{source}k_norm.weight", dim)
 
     def _mlp(self, to: str, source: str) -> Iterator[Piece]:
         inner, bias = self.config.intermediate_size, self.config.mlp_bias

@@ -116,31 +116,28 @@ class Assembler:
     def _decode(self, draft: Draft, cohort: Cohort, slots: Slots) -> None:
         """One token for each of the slots, as far as the budget and, after preemptions, the cache allow."""
         life, table = self._life, self._life.table
-        slots = self._make_room(cohort, slots[: self._config.max_num_batched_tokens])
+        slots, needy = self._make_room(cohort, slots[: self._config.max_num_batched_tokens])
         if not len(slots):
             return
-        scheduled = table.num_scheduled[slots]
-        for slot in slots[scheduled >= table.capacity[slots]].tolist():
-            request = table.holder(slot)
-            life.prefix.add(request, int(table.num_scheduled[slot]))
-            draft.grant(slot, life.grow(request, 1))
-        scheduled += 1
+        if len(needy):
+            draft.block_slots = needy.tolist()
+            draft.block_ids = life.grow_by_one(draft.block_slots)
+        scheduled = table.num_scheduled[slots] + 1
         table.num_scheduled[slots] = scheduled
         table.last_step[slots] = draft.step
-        life.cohorts.note_turn(cohort, draft.step)
-        last = scheduled + 2 > table.limit[slots]
-        if last.any():
-            for slot in slots[last].tolist():
-                life.fully_planned(table.holder(slot))
+        life.cohorts.note_turn(cohort, len(slots), draft.step)
+        last = (scheduled + 2 > table.limit[slots]).nonzero()[0]
+        for slot in slots[last].tolist() if len(last) else ():
+            life.fully_planned(table.holder(slot))
         draft.cohort, draft.decodes = cohort.index, slots
 
-    def _make_room(self, cohort: Cohort, slots: Slots) -> Slots:
-        """Preempts until there is a block for each row that needs one; the rows that are left."""
+    def _make_room(self, cohort: Cohort, slots: Slots) -> tuple[Slots, Slots]:
+        """Preempts until there is a block for each row that needs one; the rows that are left, and those in need."""
         life, table = self._life, self._life.table
         while True:
-            num_needed = int((table.num_scheduled[slots] >= table.capacity[slots]).sum())
-            if num_needed <= life.pool.num_free:
-                return slots
+            needy = slots[(table.num_scheduled[slots] >= table.capacity[slots]).nonzero()[0]]
+            if len(needy) <= life.pool.num_free:
+                return slots, needy
             life.preempt_latest()
             slots = slots[table.cohort[slots] == cohort.index]
 

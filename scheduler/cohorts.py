@@ -70,26 +70,26 @@ class Cohorts:
         self._move_surplus(cohort)
         slots = self._members(cohort)
         rested = self._table.last_step[slots] <= step - self._num_stages
-        able = rested & self._has_room(slots)
-        if able.all():
+        able = (rested & self._has_room(slots)).nonzero()[0]
+        if len(able) == len(slots):
             return cohort, slots
-        return (cohort, slots[able]) if able.any() else None
+        return (cohort, slots[able]) if len(able) else None
 
     def waiting_turn(self) -> tuple[Cohort, Slots] | None:
         """The least recent cohort with members that may run as soon as their tokens are back; None without any."""
         for cohort in sorted((c for c in self._cohorts if c.size), key=_last_step):
             slots = self._members(cohort)
-            able = self._has_room(slots)
-            if able.any():
+            able = self._has_room(slots).nonzero()[0]
+            if len(able):
                 return cohort, slots[able]
         return None
 
-    def note_turn(self, cohort: Cohort, step: int) -> None:
-        """A plan serves the cohort; those of its members with a row have `step` as their last."""
+    def note_turn(self, cohort: Cohort, num_served: int, step: int) -> None:
+        """A plan serves so many of the cohort, who have `step` as their last: they go behind the others."""
         cohort.last_step = step
-        slots = self._members(cohort)
-        served = self._table.last_step[slots] == step
-        if not served.all():
+        if num_served < cohort.size:
+            slots = self._members(cohort)
+            served = self._table.last_step[slots] == step
             cohort.slots = np.concatenate((slots[~served], slots[served]))
 
     def _has_room(self, slots: Slots) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -104,10 +104,8 @@ class Cohorts:
         return cohort.slots
 
     def _move_surplus(self, cohort: Cohort) -> None:
-        while True:
+        while cohort.size > min(self.sizes) + 1:
             smallest = min(self._cohorts, key=_size_then_turn)
-            if cohort.size <= smallest.size + 1:
-                return
             slots = self._members(cohort)
             moved, cohort.slots = slots[-1:], slots[:-1]
             cohort.size -= 1

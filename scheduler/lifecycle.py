@@ -75,6 +75,16 @@ class Lifecycle:
         self.table.capacity[request.slot] += num_blocks * self.config.block_size
         return blocks
 
+    def grow_by_one(self, slots: list[int]) -> list[int]:
+        """One free block more for each of these decodes; what they have filled so far is known, and gets indexed."""
+        blocks = self.pool.allocate(len(slots))
+        for slot, block in zip(slots, blocks, strict=True):
+            request = self.table.requests[slot]
+            self.prefix.add(request, len(request.blocks) * self.config.block_size)
+            request.blocks.append(block)
+        self.table.capacity[slots] += self.config.block_size
+        return blocks
+
     def prefilled(self, request: Request, step: int, cohort: int) -> None:
         """Its last known token is planned in `step`: if it may have a second new one, it decodes from now on."""
         request.prompt_scoring_planned = True

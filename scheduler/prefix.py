@@ -8,12 +8,14 @@ step: what the allowance does not cover is hashed in later steps.
 
 from __future__ import annotations
 
+from array import array
 from hashlib import blake2b
 from typing import Protocol
 
 from .request import Request
 
 HASHED_BLOCKS_PER_STEP = 256
+_TOKEN_BYTES = array("i").itemsize
 
 
 class PrefixCache(Protocol):
@@ -53,26 +55,27 @@ class PrefixIndex:
         self._allowance = HASHED_BLOCKS_PER_STEP
 
     def match(self, request: Request) -> list[int] | None:
-        blocks: list[int] = []
-        for index in range((len(request.tokens) - 1) // self._block_size):
-            if index == len(request.block_hashes) and not self._hash_next(request):
+        num_wanted = (len(request.tokens) - 1) // self._block_size
+        hashes, blocks = request.block_hashes, []
+        for index in range(num_wanted):
+            if index == len(hashes) and not self._hash(request, 1 if index == 0 else num_wanted):
                 return None
-            block = self._block_of.get(request.block_hashes[index])
+            block = self._block_of.get(hashes[index])
             if block is None:
                 break
             blocks.append(block)
         return blocks
 
     def add(self, request: Request, num_written: int) -> None:
-        for index in range(request.num_indexed, num_written // self._block_size):
-            if index == len(request.block_hashes) and not self._hash_next(request):
-                return
-            request.num_indexed = index + 1
-            digest = request.block_hashes[index]
+        num_full = num_written // self._block_size
+        if len(request.block_hashes) < num_full:
+            self._hash(request, num_full)
+        for index in range(request.num_indexed, min(num_full, len(request.block_hashes))):
+            digest, block = request.block_hashes[index], request.blocks[index]
             if digest not in self._block_of:
-                block = request.blocks[index]
                 self._block_of[digest] = block
                 self._hash_of[block] = digest
+            request.num_indexed = index + 1
 
     def has(self, block: int) -> bool:
         return self._hash_of[block] is not None
@@ -83,15 +86,18 @@ class PrefixIndex:
         del self._block_of[digest]
         self._hash_of[block] = None
 
-    def _hash_next(self, request: Request) -> bool:
-        if not self._allowance:
-            return False
-        self._allowance -= 1
-        hashes, size = request.block_hashes, self._block_size
-        start = len(hashes) * size
-        parent = hashes[-1] if hashes else b""
-        hashes.append(block_hash(parent, request.tokens[start : start + size].tobytes()))
-        return True
+    def _hash(self, request: Request, num_blocks: int) -> bool:
+        """Hashes the request's blocks up to `num_blocks`, as far as the allowance reaches; whether it got further."""
+        hashes, num_bytes = request.block_hashes, self._block_size * _TOKEN_BYTES
+        first = len(hashes)
+        last = min(num_blocks, first + self._allowance)
+        data = request.tokens[first * self._block_size : last * self._block_size].tobytes()
+        digest = hashes[-1] if hashes else b""
+        for start in range(0, len(data), num_bytes):
+            digest = block_hash(digest, data[start : start + num_bytes])
+            hashes.append(digest)
+        self._allowance -= last - first
+        return last > first
 
 
 class NoPrefixCache:

@@ -23,7 +23,7 @@ import numpy as np
 
 from .config import SchedulerConfig
 from .messages import FinishReason, NewRequest, TokenEvent
-from .plan import Ints, Logprobs, Sampling, ints
+from .plan import GREEDY, Ints, Logprobs, Sampling, ints
 from .stop import StopRule
 
 
@@ -104,6 +104,9 @@ class Request:
             stop_reason=self.stop_reason,
             error=self.error,
         )
+
+
+NOBODY = Request("", "", -1, array("i"), 0, 0, GREEDY, StopRule())  # the holder of a free slot
 
 
 def make_request(new: NewRequest, arrival: int, config: SchedulerConfig) -> Request:

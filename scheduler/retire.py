@@ -45,24 +45,16 @@ def _take_tokens(life: Lifecycle, slots: Slots, token_ids: Ints) -> list[TokenEv
     starts = table.num_known[slots]
     table.num_known[slots] = starts + 1
     starts -= table.num_prompt[slots]
-    events = []
-    for index, (slot, token_id, start) in enumerate(
-        zip(slots.tolist(), token_ids.tolist(), starts.tolist(), strict=True)
-    ):
-        request = table.holder(slot)
+    requests, events = table.requests, []
+    columns = zip(slots.tolist(), token_ids.tolist(), starts.tolist(), token_ids.reshape(-1, 1), strict=True)
+    for slot, token_id, start, token in columns:
+        request = requests[slot]
         request.tokens.append(token_id)
         prompt_logprobs = [] if start else list(request.prompt_logprobs)
-        events.append(
-            TokenEvent(
-                request.client_id,
-                request.request_id,
-                start,
-                token_ids[index : index + 1],
-                [],
-                prompt_logprobs,
-                request.num_cached_tokens,
-            )
+        event = TokenEvent(
+            request.client_id, request.request_id, start, token, [], prompt_logprobs, request.num_cached_tokens
         )
+        events.append(event)
     return events
 
 

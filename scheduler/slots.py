@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .plan import Ints, ints
-from .request import Request
+from .request import NOBODY, Request
 
 Slots = NDArray[np.intp]  # the index type of NumPy: gathers by it need no conversion
 GENERATIONS = 1 << 15
@@ -23,7 +23,7 @@ class SlotTable:
     def __init__(self, num_slots: int, block_size: int) -> None:
         self.num_slots = num_slots
         self._block_size = block_size
-        self.requests: list[Request | None] = [None] * num_slots
+        self.requests = [NOBODY] * num_slots
         self.generation = np.zeros(num_slots, np.int32)
         self.num_prompt = np.zeros(num_slots, np.int64)
         self.num_registered = np.zeros(num_slots, np.int64)
@@ -58,7 +58,7 @@ class SlotTable:
         request = self.holder(slot)
         assert self.cohort[slot] < 0, f"slot {slot} released while in cohort {self.cohort[slot]}"
         request.slot = -1
-        self.requests[slot] = None
+        self.requests[slot] = NOBODY
         self.generation[slot] = (self.generation[slot] + 1) % GENERATIONS
         self._free.append(slot)
         self._released.append(slot)
@@ -71,12 +71,12 @@ class SlotTable:
     def holder(self, slot: int) -> Request:
         """The request that holds the slot."""
         request = self.requests[slot]
-        assert request is not None, f"slot {slot} has no holder"
+        assert request is not NOBODY, f"slot {slot} has no holder"
         return request
 
     def held(self) -> list[Request]:
         """The requests that hold a slot, by slot."""
-        return [request for request in self.requests if request is not None]
+        return [request for request in self.requests if request is not NOBODY]
 
     def check(self) -> None:
         """Asserts the invariants of slots and lengths."""

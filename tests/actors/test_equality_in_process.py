@@ -8,7 +8,6 @@ caching for each (family, stages, ranks), `make test-all` all four.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +37,13 @@ class Family:
 
 
 @pytest.fixture(scope="module", params=list(TINY_MODELS))
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp(request.param)
     shape = TINY_MODELS[request.param]
     model = write_tiny_model(folder, request.param)
     scene = scenario(len(request.param), read_model_config(folder).vocab_size)
-    yield Family(folder, scene, expected_tokens(model, scene.finished), shape.num_layers, shape.num_heads % 2 == 0)
+    return Family(folder, scene, expected_tokens(model, scene.finished), shape.num_layers, shape.num_heads % 2 == 0)
 
 
 @pytest.mark.parametrize("stages", PARTITIONS)

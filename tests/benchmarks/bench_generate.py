@@ -127,7 +127,9 @@ def report(rows: dict[str, tuple[float, float]], path: Path | None) -> int:
         missed += goal is not None and ours / theirs < goal
         print(f"{label:<24}{ours:>12.1f}{theirs:>12.1f}{ours / theirs:>8.2f}{goal or '':>8}")
     if path:
-        path.write_text(json.dumps({k: {"ours": a, "other": b, "ratio": a / b} for k, (a, b) in rows.items()}, indent=1))
+        path.write_text(
+            json.dumps({k: {"ours": a, "other": b, "ratio": a / b} for k, (a, b) in rows.items()}, indent=1)
+        )
     return int(missed > 0)
 
 

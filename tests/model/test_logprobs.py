@@ -43,7 +43,7 @@ def test_sampled_tokens_are_scored_before_penalties_and_temperature_for_rows_tha
     inputs = rig.apply([3, 1, 0, 2], [rig.register(slot, [1, 2], [], s) for slot, s in enumerate(settings)])
     raw = torch.randn(4, V, generator=torch.Generator().manual_seed(0)) * 3
     result = Sampler.to_result(7, 2, rig.sample(raw, inputs).to_host())
-    assert (result.step, result.epoch, result.token_ids.dtype) == (7, 2, np.int32)
+    assert (result.step, result.epoch, len(result.token_ids)) == (7, 2, 4)
     assert [(x.row, x.start) for x in result.logprobs] == [(0, 2), (1, 2), (3, 2)]
     for found, num_top in zip(result.logprobs, (5, 3, 0), strict=True):
         check(found, [int(result.token_ids[found.row])], raw[found.row : found.row + 1], num_top)
@@ -73,7 +73,7 @@ def score_plans(plans: Sequence[StepPlan], vocab_size: int = V) -> tuple[list[li
     for plan in plans:
         inputs = mirror.apply(plan)
         step = prompts.prepare(inputs, mirror)
-        scores = prompts.score(hidden_of(inputs.token_ids), step, compute_logits).to_host() if step else None
+        scores = prompts.score(hidden_of(inputs.token_ids.tolist()), step, compute_logits).to_host() if step else None
         found.append(Sampler.to_result(plan.step, 0, None, scores).prompt_logprobs)
     return found, heads
 

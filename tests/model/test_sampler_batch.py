@@ -38,7 +38,7 @@ def continue_from(
 ) -> list[int]:
     settings = [*others, sampling]
     slots = [slot + 1 + at for at in range(len(others))] + [slot]
-    known = [[] for _ in others] + [list(output)]
+    known: list[list[int]] = [[] for _ in others] + [list(output)]
     registrations = [rig.register(*each) for each in zip(slots, [PROMPT] * len(slots), known, settings, strict=True)]
     while len(known[-1]) < STEPS:
         logits = torch.stack([logits_after([*PROMPT, *tokens]) for tokens in known])

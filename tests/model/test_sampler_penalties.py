@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -26,19 +28,16 @@ def logits_for(step: int, rows: int = len(SETTINGS)) -> torch.Tensor:
 
 def check_step(rig: SamplerRig, raw: torch.Tensor, outputs: list[list[int]], tokens: list[int]) -> None:
     for slot, (s, prompt, output) in enumerate(zip(SETTINGS, PROMPTS, outputs, strict=True)):
-        s = Sampling(**{**_fields(s), "stop_token_ids": tuple(t for t in s.stop_token_ids if t < V)})
+        s = replace(s, stop_token_ids=tuple(token for token in s.stop_token_ids if token < V))
         expected = edited(raw[slot], s, prompt, output)
         np.testing.assert_allclose(rig.logits[slot].numpy(), expected, rtol=1e-5, atol=1e-5)
         assert tokens[slot] == expected.argmax()
         output.append(tokens[slot])
 
 
-def _fields(s: Sampling) -> dict[str, object]:
-    return {name: getattr(s, name) for name in s.__dataclass_fields__}
-
-
 def test_every_step_penalises_what_was_prompted_and_generated_so_far() -> None:
-    rig, outputs = SamplerRig(V), [[] for _ in SETTINGS]
+    rig = SamplerRig(V)
+    outputs: list[list[int]] = [[] for _ in SETTINGS]
     registrations = [rig.register(slot, PROMPTS[slot], [], s) for slot, s in enumerate(SETTINGS)]
     for step in range(8):
         raw = logits_for(step)

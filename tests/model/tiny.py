@@ -49,7 +49,9 @@ TINY_MODELS = {
     model.name: model
     for model in (
         TinyModel("llama2", "LlamaConfig", 5, 6, 6, 8, old_form=True),
-        TinyModel("llama3", "LlamaConfig", 7, 8, 2, 10, rope=LLAMA3_ROPE, old_form=True, extra={"attention_bias": True}),
+        TinyModel(
+            "llama3", "LlamaConfig", 7, 8, 2, 10, rope=LLAMA3_ROPE, old_form=True, extra={"attention_bias": True}
+        ),
         TinyModel("llama32", "LlamaConfig", 6, 4, 2, 16, tied=True, rope=LLAMA3_ROPE, extra={"mlp_bias": True}),
         TinyModel("llama_linear", "LlamaConfig", 5, 4, 4, 12, rope={"rope_type": "linear", "factor": 2.0}),
         TinyModel("mistral", "MistralConfig", 5, 8, 2, 16, extra={"sliding_window": 11}),

@@ -190,8 +190,7 @@ class Pipeline:
         self.clients: dict[str, Seen] = {}
 
     def _is_live(self, slot: int) -> bool:
-        holder = self.scheduler._life.table.requests[slot]
-        return holder is not None and bool(holder.blocks)
+        return bool(self.scheduler._life.table.requests[slot].blocks)
 
     def submit(self, prompt: Sequence[int], max_tokens: int = 8, name: str = "", **fields: object) -> Seen:
         """A new request; its name is its number unless given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -71,7 +72,7 @@ def check_waits(stage: list[Span]) -> None:
     """Between two computes there is nothing but waits with a name, and each ends when its cause does."""
     compute = sorted((s for s in stage if s.lane == "compute"), key=lambda s: s.start_ns)
     receives = {s.step: s.end_ns for s in stage if s.lane in ("receive", "token_receive") and not s.is_wait}
-    for before, after in zip(compute, compute[1:], strict=False):
+    for before, after in itertools.pairwise(compute):
         gap_ms = (after.start_ns - before.end_ns) / 1e6
         assert gap_ms < 5, f"{gap_ms:.1f} ms between {before.name} and {after.name} of step {after.step} have no name"
         if before.name == "wait: activations" and before.step in receives:

@@ -54,7 +54,7 @@ def receives_first(pieces: list[list[Operation]], depth: int) -> list[list[Opera
         return [o for o in piece if "receive" in o.kind], [o for o in piece if "receive" not in o.kind]
 
     receives, others = zip(*map(split, pieces), strict=True)
-    order = [sum(receives[: depth + 1], []) + others[0]]
+    order = [[o for r in receives[: depth + 1] for o in r] + others[0]]
     for t in range(1, len(pieces)):
         order.append((receives[t + depth] if t + depth < len(pieces) else []) + others[t])
     return order

@@ -1,7 +1,7 @@
 /* What a CPU spends its time on between the matrix products of a decoder: RMS norms, and attention over the paged
  * cache together with what precedes it (per-head norms, rotation, writing keys and values).
  *
- * The bodies are in cpu_kernels.inc, which is included once for each element type. Sums are float32 throughout.
+ * The bodies are in kernels.inc, which is included once for each element type. Sums are float32 throughout.
  * Vectors are GCC's and Clang's portable ones, of 16 floats, which a compiler splits where registers are shorter.
  * OpenMP's symbols are left undefined: they resolve to the runtime that torch has loaded, so that both use one pool
  * of threads.
@@ -116,7 +116,7 @@ static int cut_tiles(const struct step *step, int tokens_per_tile, struct tile *
 #define STORE(p, x) (*(vec *)(p) = (x))
 #define LOAD1(x) (x)
 #define STORE1(x) (x)
-#include "cpu_kernels.inc"
+#include "kernels.inc"
 #undef ELEMENT
 #undef NAME
 #undef LOAD
@@ -130,4 +130,4 @@ static int cut_tiles(const struct step *step, int tokens_per_tile, struct tile *
 #define STORE(p, x) store_bf16(p, x)
 #define LOAD1(x) float_of_bf16(x)
 #define STORE1(x) bf16_of_float(x)
-#include "cpu_kernels.inc"
+#include "kernels.inc"

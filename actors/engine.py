@@ -1,0 +1,218 @@
+"""Starting an engine in a Ray cluster, finding one that runs, and ending it without a trace."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import uuid
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ..configs.engine import EngineConfig
+from ..configs.model_config import ModelConfig, read_model_config
+from ..errors import ClusterError, EngineDeadError, EngineNotFoundError
+from .client import EngineClient
+from .cluster import NAMESPACE, Cluster, ensure_ray, this_place
+from .crew import own_error
+from .engine_spec import STAGE_BUILDER, EngineInfo, EngineSpec
+from .placement import group_name, resolve_device
+from .prompts import Limits
+from .scheduler_actor import SchedulerActor
+from .scheduler_settings import max_model_len
+
+_CALL_TIMEOUT_S = 60.0
+_END_TIMEOUT_S = 10.0
+
+
+class EngineHandle:
+    """An engine, from any process of its cluster. Made by `start_engine` it owns the engine, by `find_engine` not."""
+
+    def __init__(self, actor: Any, info: EngineInfo, cluster: Cluster, owned: bool) -> None:
+        self._actor = actor
+        self._info = info
+        self._cluster = cluster
+        self._owned = owned
+        self._clients: weakref.WeakSet[EngineClient] = weakref.WeakSet()
+        self._closed = False
+        atexit.register(self.shutdown)
+
+    @property
+    def name(self) -> str:
+        """The engine's name in the cluster."""
+        return self._info.spec.name
+
+    @property
+    def config(self) -> EngineConfig:
+        """The settings that it runs with."""
+        return self._info.spec.config
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Its model."""
+        return self._info.spec.model_config
+
+    @property
+    def limits(self) -> Limits:
+        """What a prompt is held against."""
+        return Limits(
+            vocab_size=self.model_config.vocab_size,
+            max_model_len=max_model_len(self.config, self.model_config),
+            cache_tokens=self._info.num_blocks * self.config.block_size,
+        )
+
+    @property
+    def pids(self) -> list[int]:
+        """The engine's processes, on whichever nodes."""
+        return list(self._info.pids)
+
+    def client(self) -> EngineClient:
+        """A new client of the engine; raises EngineDeadError."""
+        client = EngineClient(self._actor, self._info)
+        self._clients.add(client)
+        return client
+
+    def stats(self) -> dict[str, Any]:
+        """The engine's figures, those of each stage under "stages"; raises EngineDeadError."""
+        try:
+            figures: dict[str, Any] = ray.get(self._actor.stats.remote(), timeout=_CALL_TIMEOUT_S)
+        except RayTaskError as error:
+            raise own_error(error, f"engine {self.name!r}") from None
+        except (RayActorError, TimeoutError) as error:
+            raise EngineDeadError(f"engine {self.name!r} doesn't answer: {error}") from None
+        return figures
+
+    def shutdown(self) -> None:
+        """Leaves the engine, and ends it if this handle owns it; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.shutdown)
+        if ray.is_initialized():
+            if self._owned:
+                _end(self._actor, self.name, self._info)
+            for client in list(self._clients):
+                client.close()
+        self._cluster.close()
+
+    def end_engine(self) -> None:
+        """Ends the engine, also one that this handle only found."""
+        self._owned = True
+        self.shutdown()
+
+    def __enter__(self) -> EngineHandle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def start_engine(config: EngineConfig, *, stage_builder: str = STAGE_BUILDER) -> EngineHandle:
+    """Starts an engine and waits until it serves.
+
+    Raises ModelError and ConfigError for what can't be served, ClusterError for what the cluster lacks. Whatever
+    happens, nothing is left behind.
+    """
+    model_config = read_model_config(config.model)
+    max_model_len(config, model_config)
+    cluster = ensure_ray(config.ray_address, config.num_cpus, config.world_size)
+    actor = None
+    name = config.name or f"engine-{uuid.uuid4().hex[:8]}"
+    try:
+        spec = EngineSpec(name, _resolved(config), model_config, stage_builder)
+        actor = _create(spec)
+        info = _started(actor, name)
+    except BaseException:
+        if actor is not None:
+            _end(actor, name, None)
+        cluster.close()
+        raise
+    return EngineHandle(actor, info, cluster, owned=True)
+
+
+def find_engine(name: str, address: str | None = "auto") -> EngineHandle:
+    """A handle to an engine that runs. Raises ClusterError without a cluster, EngineNotFoundError without the engine."""
+    cluster = ensure_ray(address)
+    try:
+        actor = ray.get_actor(name, namespace=NAMESPACE)
+        info: EngineInfo | None = ray.get(actor.info.remote(), timeout=_CALL_TIMEOUT_S)
+    except (ValueError, RayActorError):
+        raise EngineNotFoundError(f"no engine named {name!r} runs in the cluster; {_running_engines()}") from None
+    except TimeoutError:
+        raise EngineNotFoundError(f"engine {name!r} doesn't answer") from None
+    if info is None:
+        raise EngineNotFoundError(f"engine {name!r} is still starting")
+    return EngineHandle(actor, info, cluster, owned=False)
+
+
+def _resolved(config: EngineConfig) -> EngineConfig:
+    """The settings as the engine's processes take them: the device chosen, paths absolute."""
+    paths = {key: str(Path(path).absolute()) for key in ("trace", "record") if (path := getattr(config, key))}
+    device = resolve_device(config, ray.cluster_resources())
+    return config.model_copy(update={"device": device, **paths})
+
+
+def _create(spec: EngineSpec) -> Any:
+    """The engine's actor, on this node where possible; without a CPU of its own, so that it always has a place."""
+    node_id = this_place().node.partition(":")[0]
+    options = SchedulerActor.options(  # type: ignore[attr-defined]
+        name=spec.name,
+        namespace=NAMESPACE,
+        lifetime="detached" if spec.config.detached else None,
+        num_cpus=0,
+        max_concurrency=8,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True),
+    )
+    try:
+        return options.remote(spec)
+    except ValueError:
+        raise ClusterError(
+            f"an engine named {spec.name!r} already runs in the cluster; connect to it, or choose another name"
+        ) from None
+
+
+def _started(actor: Any, name: str) -> EngineInfo:
+    try:
+        info: EngineInfo = ray.get(actor.start.remote())
+    except RayTaskError as error:
+        raise own_error(error, f"engine {name!r}") from None
+    except RayActorError as error:
+        raise EngineDeadError(f"engine {name!r} died while it started: {error}") from None
+    return info
+
+
+def _running_engines() -> str:
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    names = sorted(actor["name"] for actor in actors if actor["namespace"] == NAMESPACE)
+    return f"there are: {', '.join(names)}" if names else "none runs there"
+
+
+def _end(actor: Any, name: str, info: EngineInfo | None) -> None:
+    """Ends the engine's processes and waits until those of this node are gone."""
+    try:
+        ray.get(actor.shutdown.remote(), timeout=_CALL_TIMEOUT_S)
+    except (RayError, TimeoutError):
+        pass  # it is dead already, or will be
+    try:
+        ray.kill(actor, no_restart=True)
+        remove_placement_group(ray.util.get_placement_group(group_name(name)))
+    except (RayError, ValueError):
+        pass  # the group went with the workers
+    if info is not None:
+        here = this_place().node
+        _wait_until_gone([pid for pid, node in info.pids.items() if node == here])
+
+
+def _wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.01)

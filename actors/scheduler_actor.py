@@ -1,0 +1,169 @@
+"""SchedulerActor: the Ray actor that is an engine. It hires the workers and runs the loop; Ray calls only control it.
+
+Placement group and workers are its children, so that they end with it, however it ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from ..errors import EngineDeadError
+from ..scheduler.scheduler import Scheduler
+from ..scheduler.timeline import StageTotals, write_chrome_trace
+from .client_port import MAX_EVENT_FRAMES, MAX_REQUEST_FRAMES, ClientPort
+from .cluster import this_place
+from .crew import Crew
+from .engine_loop import EngineLoop, LoopSettings
+from .engine_spec import (
+    ClientAdmission,
+    ClientOffer,
+    EngineInfo,
+    EngineSpec,
+    StoreAddress,
+    Surroundings,
+    WorkerOffer,
+)
+from .scheduler_settings import scheduler_config
+from .sockets import Sockets
+from .worker_port import WorkerPort
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+_FIGURES_TIMEOUT_S = 2.0
+_TRACE_TIMEOUT_S = 30.0
+_LOOPBACK = "127.0.0.1"
+
+
+class _SchedulerActor:
+    """One engine. Ray calls may come on several threads."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        place = this_place()
+        self._spec = spec
+        self._sockets = Sockets(place.node, place.host, spec.config.transport)
+        self._crew: Crew | None = None
+        self._loop: EngineLoop | None = None
+        self._info: EngineInfo | None = None
+        self._store: Store | None = None
+        self._client_numbers = itertools.count()
+        self._lock = threading.Lock()  # of shutdown against failure
+
+    @ray.method
+    def start(self) -> EngineInfo:
+        """Hires and builds the workers, then serves. Raises what keeps the engine from starting, in its own words."""
+        from .cache_size import num_kv_blocks  # loads torch
+
+        config = self._spec.config
+        num_blocks = num_kv_blocks(config, self._spec.model_config)
+        try:
+            self._crew = Crew(self._spec, num_blocks, self._sockets.peer)
+            offers = self._crew.offers()
+            ports = self._crew.connect(self._sockets, offers)
+            self._crew.build(self._surroundings(offers))
+        except BaseException:
+            self._dismiss()
+            raise
+        self._serve(ports, num_blocks)
+        pids = {offer.name.pid: offer.name.node for offer in offers} | {os.getpid(): self._sockets.peer.node}
+        self._info = EngineInfo(self._spec, num_blocks, self._sockets.peer, pids)
+        return self._info
+
+    @ray.method
+    def info(self) -> EngineInfo | None:
+        """What clients must know; None while the engine starts."""
+        return self._info
+
+    @ray.method
+    def attach(self, offer: ClientOffer) -> ClientAdmission:
+        """Opens a pair of sockets with a client."""
+        loop = self._running()
+        client_id = f"client{next(self._client_numbers)}"
+        requests = self._sockets.receiver(offer.peer, MAX_REQUEST_FRAMES)
+        events = self._sockets.sender(offer.events, MAX_EVENT_FRAMES)
+        loop.attach(ClientPort(client_id, requests, events, loop.scheduler))
+        return ClientAdmission(client_id, requests.address)
+
+    @ray.method
+    def stats(self) -> dict[str, Any]:
+        """The engine's figures of this moment, those of each stage under "stages"."""
+        loop = self._running()
+        scheduler = loop.call(loop.scheduler.stats)
+        totals = self._crew.totals(_FIGURES_TIMEOUT_S) if self._crew and loop.failure is None else []
+        stages = [
+            _stage_figures(port, figures)
+            for port, figures in itertools.zip_longest(loop.workers, totals)
+            if port.name.tp_rank == 0
+        ]
+        return {
+            "name": self._spec.name,
+            "failure": loop.failure,
+            "num_clients": loop.num_clients,
+            "scheduler": asdict(scheduler),
+            "stages": stages,
+        }
+
+    @ray.method
+    def shutdown(self) -> None:
+        """Answers what is open, ends the workers, gives the resources back; the caller then ends this process."""
+        if self._loop is not None:
+            self._loop.stop(f"engine {self._spec.name!r} was shut down")
+        if self._crew is not None and self._spec.config.trace is not None:
+            write_chrome_trace(self._spec.config.trace, self._crew.spans(_TRACE_TIMEOUT_S))
+        self._dismiss()
+
+    def _running(self) -> EngineLoop:
+        if self._loop is None:
+            raise EngineDeadError(f"engine {self._spec.name!r} is still starting")
+        return self._loop
+
+    def _surroundings(self, offers: list[WorkerOffer]) -> list[Surroundings]:
+        """The links' store and each worker's address; everything stays on the loopback device on one node."""
+        from .links import open_store  # loads torch
+
+        nodes = [offer.peer.node for offer in offers]
+        is_one_node = set(nodes) == {self._sockets.peer.node}
+        host = _LOOPBACK if is_one_node else self._sockets.peer.host
+        self._store = store = open_store(host)
+        return [
+            Surroundings(
+                store=StoreAddress(host, store.port),
+                host=_LOOPBACK if is_one_node else offer.peer.host,
+                num_ranks_here=nodes.count(offer.peer.node),
+            )
+            for offer in offers
+        ]
+
+    def _serve(self, ports: list[WorkerPort], num_blocks: int) -> None:
+        config = self._spec.config
+        settings = LoopSettings(
+            config.heartbeat_interval_s, config.stage_timeout_s, result_delay_s=config.result_delay_ms / 1000
+        )
+        scheduler = Scheduler(scheduler_config(config, self._spec.model_config, num_blocks))
+        self._loop = EngineLoop(scheduler, ports, settings, self._on_failure)
+        self._loop.start()
+
+    def _on_failure(self, message: str) -> None:
+        """Called on the loop's thread, which must go on answering."""
+        threading.Thread(target=self._dismiss, name="dismiss", daemon=True).start()
+
+    def _dismiss(self) -> None:
+        with self._lock:
+            if self._crew is not None:
+                self._crew.dismiss()
+
+
+def _stage_figures(port: WorkerPort, totals: StageTotals | None) -> dict[str, Any]:
+    figures: dict[str, Any] = {"pid": port.name.pid, "last_retired_step": port.last_retired_step, "busy_share": 0.0}
+    if totals is not None:
+        figures |= asdict(totals) | {"busy_share": totals.busy_share}
+    return figures
+
+
+SchedulerActor = ray.remote(_SchedulerActor)
