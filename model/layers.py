@@ -153,4 +153,4 @@ class VocabHead(_Weighted):
     def forward(self, hidden: Tensor) -> Tensor:
         assert self.kernel is not None, "weights are loaded first"
         logits = self.tp.all_gather_last(self.kernel(hidden))
-        return logits[..., : self.vocab_size].float()
+        return logits[..., : self.vocab_size].float().contiguous()  # the sampler addresses it flat
