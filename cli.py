@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,16 @@ def usage() -> str:
     )
 
 
+def _speak() -> None:
+    """Lets the package's own log lines out on stderr, and keeps Ray's advice on tokens to itself."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("penstock: %(message)s"))
+    log = logging.getLogger("penstock")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status."""
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -37,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"penstock: unknown command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return _MISUSED
+    _speak()
     try:
         return int(import_module(f".actors.commands.{name}", __package__).run(rest))
     except PenstockError as error:

@@ -66,8 +66,8 @@ class EngineClient:
     def submit(self, request: NewRequest, on_event: OnEvent) -> None:
         """Sends a request; its events come to `on_event`, the last one with a finish reason.
 
-        Raises EngineDeadError when the engine has ended, RequestError for an id in use or when too many requests wait to
-        be sent.
+        Raises EngineDeadError when the engine has ended, RequestError for an id in use, or when too many messages wait
+        to be sent.
         """
         data = frame(Kind.REQUEST, encode_request(request))
         with self._lock:

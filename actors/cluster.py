@@ -61,7 +61,22 @@ def ensure_ray(address: str | None, num_cpus: int | None = None, num_workers: in
 def this_place() -> Place:
     """The place of this process, which is in a Ray cluster."""
     node_id = ray.get_runtime_context().get_node_id()
-    return Place(f"{node_id}:{os.getuid()}", ray.util.get_node_ip_address())
+    return Place(f"{node_id}:{os.getuid()}", ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def total_resources() -> dict[str, float]:
+    """What the cluster has in all."""
+    return ray.cluster_resources()  # type: ignore[no-untyped-call, no-any-return]
+
+
+def free_resources() -> dict[str, float]:
+    """What nobody uses at the moment."""
+    return ray.available_resources()  # type: ignore[no-untyped-call, no-any-return]
+
+
+def node_resources() -> list[dict[str, float]]:
+    """What each living node has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _join(address: str) -> None:
@@ -85,6 +100,6 @@ def _start(num_cpus: int) -> None:
 
 
 def _resources() -> str:
-    total = ray.cluster_resources()
+    total = total_resources()
     parts = [f"{total[name]:g} {name}s" for name in ("CPU", "GPU") if name in total]
     return ", ".join(parts) or "no CPUs"

@@ -32,11 +32,12 @@ class Crew:
     def __init__(self, spec: EngineSpec, num_blocks: int, engine: Peer) -> None:
         """Hires them, all at once. Raises ClusterError where the cluster has no room."""
         config = spec.config
-        self._group: PlacementGroup | None = reserve(spec.name, config, config.device)
+        group = reserve(spec.name, config, config.device)
+        self._group: PlacementGroup | None = group
         ranks = [(k, r) for k in range(config.pipeline_parallel_size) for r in range(config.tensor_parallel_size)]
         self._labels = [f"stage {stage_idx} rank {tp_rank}" for stage_idx, tp_rank in ranks]
         specs = [WorkerSpec(spec, stage_idx, tp_rank, num_blocks) for stage_idx, tp_rank in ranks]
-        self._workers = [self._hire(worker, config.device, engine) for worker in specs]
+        self._workers = [_hire(worker, group, engine) for worker in specs]
 
     def offers(self) -> list[WorkerOffer]:
         """Where each worker is."""
@@ -80,17 +81,6 @@ class Crew:
             ray.kill(worker, no_restart=True)
         remove_placement_group(group)
 
-    def _hire(self, spec: WorkerSpec, device: str, engine: Peer) -> Any:
-        resources = worker_resources(device)
-        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=spec.stage_idx)
-        options = StageWorker.options(  # type: ignore[attr-defined]
-            num_cpus=resources["CPU"],
-            num_gpus=resources.get("GPU", 0),
-            scheduling_strategy=strategy,
-            max_concurrency=2,  # figures can be asked for while a call runs
-        )
-        return options.remote(spec, engine)
-
     def _all(self, refs: list[Any], timeout_s: float) -> list[Any]:
         """Every answer; the first failure of any worker is raised at once, as its own text."""
         labels = dict(zip(refs, self._labels, strict=True))
@@ -107,6 +97,17 @@ class Crew:
     def _each(self, refs: list[Any], timeout_s: float) -> list[Any]:
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
         return [_try_get(ref) if ref in done else None for ref in refs]
+
+
+def _hire(spec: WorkerSpec, group: PlacementGroup, engine: Peer) -> Any:
+    resources = worker_resources(spec.engine.config.device)
+    options = StageWorker.options(
+        num_cpus=resources["CPU"],
+        num_gpus=resources.get("GPU", 0),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=spec.stage_idx),
+        max_concurrency=2,  # figures can be asked for while a call runs
+    )
+    return options.remote(spec, engine)
 
 
 def _answer(label: str, ref: Any) -> Any:

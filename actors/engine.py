@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig, read_model_config
 from ..errors import ClusterError, EngineDeadError, EngineNotFoundError
 from .client import EngineClient
-from .cluster import NAMESPACE, Cluster, ensure_ray, this_place
+from .cluster import NAMESPACE, Cluster, ensure_ray, this_place, total_resources
 from .crew import own_error
 from .engine_spec import STAGE_BUILDER, EngineInfo, EngineSpec
 from .placement import group_name, resolve_device
@@ -140,11 +141,12 @@ def start_engine(config: EngineConfig, *, stage_builder: str = STAGE_BUILDER) ->
 
 
 def find_engine(name: str, address: str | None = "auto") -> EngineHandle:
-    """A handle to an engine that runs. Raises ClusterError without a cluster, EngineNotFoundError without the engine."""
+    """A handle to an engine that runs; raises ClusterError without a cluster, EngineNotFoundError without it there."""
     cluster = ensure_ray(address)
+    info: EngineInfo | None
     try:
-        actor = ray.get_actor(name, namespace=NAMESPACE)
-        info: EngineInfo | None = ray.get(actor.info.remote(), timeout=_CALL_TIMEOUT_S)
+        actor: Any = ray.get_actor(name, namespace=NAMESPACE)
+        info = ray.get(actor.info.remote(), timeout=_CALL_TIMEOUT_S)
     except (ValueError, RayActorError):
         raise EngineNotFoundError(f"no engine named {name!r} runs in the cluster; {_running_engines()}") from None
     except TimeoutError:
@@ -157,14 +159,14 @@ def find_engine(name: str, address: str | None = "auto") -> EngineHandle:
 def _resolved(config: EngineConfig) -> EngineConfig:
     """The settings as the engine's processes take them: the device chosen, paths absolute."""
     paths = {key: str(Path(path).absolute()) for key in ("trace", "record") if (path := getattr(config, key))}
-    device = resolve_device(config, ray.cluster_resources())
+    device = resolve_device(config, total_resources())
     return config.model_copy(update={"device": device, **paths})
 
 
 def _create(spec: EngineSpec) -> Any:
     """The engine's actor, on this node where possible; without a CPU of its own, so that it always has a place."""
     node_id = this_place().node.partition(":")[0]
-    options = SchedulerActor.options(  # type: ignore[attr-defined]
+    options = SchedulerActor.options(
         name=spec.name,
         namespace=NAMESPACE,
         lifetime="detached" if spec.config.detached else None,
@@ -198,15 +200,12 @@ def _running_engines() -> str:
 
 def _end(actor: Any, name: str, info: EngineInfo | None) -> None:
     """Ends the engine's processes and waits until those of this node are gone."""
-    try:
+    with suppress(RayError, TimeoutError):  # it may be dead already
         ray.get(actor.shutdown.remote(), timeout=_CALL_TIMEOUT_S)
-    except (RayError, TimeoutError):
-        pass  # it is dead already, or will be
-    try:
+    with suppress(RayError):
         ray.kill(actor, no_restart=True)
+    with suppress(ValueError):  # the group went with the workers, unless the actor died before it could
         remove_placement_group(ray.util.get_placement_group(group_name(name)))
-    except (RayError, ValueError):
-        pass  # the group went with the workers
     if info is not None:
         here = this_place().node
         _wait_until_gone([pid for pid, node in info.pids.items() if node == here])

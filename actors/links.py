@@ -1,7 +1,7 @@
 """Ways for tensors: two-rank process groups between ranks of different processes, queues between threads of one.
 
 Every edge is a process group of its own, made from a store that lives outside the stages, under `epoch/edge`, with no
-world group: a survivor can rebuild an edge by naming the next epoch. gloo or NCCL is chosen in `_backend`, nowhere else.
+world group: a survivor can rebuild an edge by naming the next epoch. gloo or NCCL is chosen in `_backend` alone.
 A gloo wait has no time-out, since one that runs out closes the pair for good: who is dead is decided by heartbeats.
 """
 
@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from torch.distributed import PrefixStore, ProcessGroup, ProcessGroupGloo, Store, TCPStore
+from torch._C._distributed_c10d import Backend, PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 from .engine_spec import StoreAddress
 
@@ -38,7 +38,7 @@ class LinkRoom:
         self._device = device
         self._epoch = epoch
 
-    def group(self, edge: str, rank: int, size: int) -> ProcessGroup:
+    def group(self, edge: str, rank: int, size: int) -> Backend:
         """A process group; waits for its other ranks, at most the room's time-out."""
         return _backend(self._device, PrefixStore(f"{self._epoch}/{edge}", self._store), rank, size, self._host)
 
@@ -54,29 +54,29 @@ class LinkRoom:
 class GroupLink:
     """One direction over a two-rank group: rank 0 sends, rank 1 receives."""
 
-    def __init__(self, group: ProcessGroup) -> None:
+    def __init__(self, group: Backend) -> None:
         self._group = group
 
     def send(self, tensor: torch.Tensor) -> None:
         """Sends to the other rank; gloo: back when the buffer may be reused, NCCL: when the send is enqueued."""
-        self._group.send([tensor], 1, 0).wait()
+        self._group.send([tensor], 1, 0).wait()  # type: ignore[attr-defined]
 
     def receive(self, buffer: torch.Tensor) -> None:
         """Receives from the other rank; gloo: back when the data is there, NCCL: when the receive is enqueued."""
-        self._group.recv([buffer], 0, 0).wait()
+        self._group.recv([buffer], 0, 0).wait()  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Gives the group up. A gloo wait in another thread ends only with the other process; then it raises."""
         self._group.abort()
 
 
-def _backend(device: str, store: Store, rank: int, size: int, host: str) -> ProcessGroup:
+def _backend(device: str, store: Store, rank: int, size: int, host: str) -> Backend:
     """The one place that chooses between NCCL and gloo."""
     if device == "cuda":
-        from torch.distributed import ProcessGroupNCCL
+        from torch._C._distributed_c10d import ProcessGroupNCCL
 
         return ProcessGroupNCCL(store, rank, size, ProcessGroupNCCL.Options())
-    options: Any = ProcessGroupGloo._Options()
+    options: Any = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # the stub says Options
     options._devices = [ProcessGroupGloo.create_device(hostname=host)]
     options._timeout = _NO_TIMEOUT
     return ProcessGroupGloo(store, rank, size, options)

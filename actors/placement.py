@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from ..errors import ClusterError
+from .cluster import free_resources, node_resources, total_resources
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -49,23 +49,22 @@ def reserve(name: str, config: EngineConfig, device: str) -> PlacementGroup:
     """The engine's placement group, ready. Raises ClusterError, saying what is missing; waits `WAIT_S` at most."""
     bundles = stage_bundles(config, device)
     _check_capacity(config, bundles)
-    group = placement_group(bundles, strategy="PACK", name=group_name(name))
+    group: PlacementGroup = placement_group(bundles, strategy="PACK", name=group_name(name))
     if not group.wait(WAIT_S):
         remove_placement_group(group)
-        raise ClusterError(_request(config, bundles) + "; " + _shortage(bundles, ray.available_resources(), "free"))
+        raise ClusterError(_request(config, bundles) + "; " + _shortage(bundles, free_resources(), "free"))
     return group
 
 
 def _check_capacity(config: EngineConfig, bundles: list[Resources]) -> None:
-    nodes: list[Resources] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    total = ray.cluster_resources()
-    request = _request(config, bundles)
+    total, request = total_resources(), _request(config, bundles)
     if any(total.get(name, 0.0) < amount for name, amount in _sum(bundles).items()):
         raise ClusterError(f"{request}; {_shortage(bundles, total, 'in all')}")
     for name, amount in bundles[0].items():
-        if (largest := max(node.get(name, 0.0) for node in nodes)) < amount:
+        largest = max(node.get(name, 0.0) for node in node_resources())
+        if largest < amount:
             raise ClusterError(
-                f"{request}; a stage's {amount:g} {name}s must be on one node, the largest has {largest:g}"
+                f"{request}; a stage's {amount:g} {name}s must be on one node, but the largest has {largest:g}"
             )
 
 

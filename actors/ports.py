@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from ..model.stage import StagePorts
 from ..model.tensor_parallel import NoTensorParallel, ProcessGroupTensorParallel, TensorParallel
 from .links import LinkRoom
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +55,5 @@ def open_ports(room: LinkRoom, position: RankPosition) -> StagePorts:
 def _tensor_parallel(room: LinkRoom, position: RankPosition) -> TensorParallel:
     if position.tp_size == 1:
         return NoTensorParallel()
-    return ProcessGroupTensorParallel(room.group(f"stage{position.stage_idx}", position.tp_rank, position.tp_size))
+    group = room.group(f"stage{position.stage_idx}", position.tp_rank, position.tp_size)
+    return ProcessGroupTensorParallel(cast("ProcessGroup", group))  # a backend has the group's collectives

@@ -34,7 +34,7 @@ from .sockets import Sockets
 from .worker_port import WorkerPort
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 _FIGURES_TIMEOUT_S = 2.0
 _TRACE_TIMEOUT_S = 30.0

@@ -230,11 +230,14 @@ def ipc_folder() -> str:
     """A new folder of mode 0700 whose socket paths are short enough. Raises ClusterError when none is."""
     candidates = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"]
     for parent in candidates:
-        if parent and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
-            if len(os.fsencode(parent)) + len("/ps-12345678/s") <= MAX_IPC_PATH_BYTES:
-                return tempfile.mkdtemp(prefix="ps-", dir=parent)
+        if parent and _is_short(parent) and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
+            return tempfile.mkdtemp(prefix="ps-", dir=parent)
     tried = ", ".join(str(parent) for parent in candidates if parent)
     raise ClusterError(f"no writable folder for ipc sockets with paths up to {MAX_IPC_PATH_BYTES} bytes among: {tried}")
+
+
+def _is_short(parent: str) -> bool:
+    return len(os.fsencode(parent)) + len("/ps-12345678/s") <= MAX_IPC_PATH_BYTES
 
 
 def _ignore_os_errors(work: Callable[[], object]) -> None:

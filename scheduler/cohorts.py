@@ -47,9 +47,10 @@ class Cohorts:
 
     def join(self, slot: int, step: int, own: int = -1) -> None:
         """A sequence planned in `step` becomes a member of the smallest cohort; ties go to `own`, the step's."""
-        smallest = min(cohort.size for cohort in self._cohorts)
-        ties = [cohort for cohort in self._cohorts if cohort.size == smallest]
-        cohort = next((c for c in ties if c.index == own), ties[0])
+        sizes = self.sizes
+        smallest = min(sizes)
+        index = own if own >= 0 and sizes[own] == smallest else sizes.index(smallest)
+        cohort = self._cohorts[index]
         if not cohort.size:
             cohort.last_step = step
         self._enter(cohort, np.array([slot], np.intp), at_front=False)

@@ -70,12 +70,13 @@ class PrefixIndex:
         num_full = num_written // self._block_size
         if len(request.block_hashes) < num_full:
             self._hash(request, num_full)
-        for index in range(request.num_indexed, min(num_full, len(request.block_hashes))):
-            digest, block = request.block_hashes[index], request.blocks[index]
-            if digest not in self._block_of:
-                self._block_of[digest] = block
-                self._hash_of[block] = digest
-            request.num_indexed = index + 1
+        start, end = request.num_indexed, min(num_full, len(request.block_hashes))
+        block_of, hash_of = self._block_of, self._hash_of
+        for digest, block in zip(request.block_hashes[start:end], request.blocks[start:end], strict=True):
+            if digest not in block_of:
+                block_of[digest] = block
+                hash_of[block] = digest
+        request.num_indexed = max(start, end)
 
     def has(self, block: int) -> bool:
         return self._hash_of[block] is not None
@@ -94,7 +95,7 @@ class PrefixIndex:
         data = request.tokens[first * self._block_size : last * self._block_size].tobytes()
         digest = hashes[-1] if hashes else b""
         for start in range(0, len(data), num_bytes):
-            digest = block_hash(digest, data[start : start + num_bytes])
+            digest = blake2b(digest + data[start : start + num_bytes], digest_size=16).digest()
             hashes.append(digest)
         self._allowance -= last - first
         return last > first
@@ -118,7 +119,3 @@ class NoPrefixCache:
     def forget(self, block: int) -> None:
         raise AssertionError(f"block {block} was never kept")
 
-
-def block_hash(parent: bytes, token_bytes: bytes) -> bytes:
-    """16 bytes that stand for a block's tokens and all tokens before them."""
-    return blake2b(parent + token_bytes, digest_size=16).digest()
