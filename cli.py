@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _speak()
     try:
         return int(import_module(f".actors.commands.{name}", __package__).run(rest))
+    except SystemExit as left:  # argparse has said what there was to say
+        return int(left.code or 0)
     except PenstockError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return _FAILED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from queue import SimpleQueue
 
 from .answer import Answer
@@ -11,7 +11,7 @@ from .frontdesk import Arrival, Frontdesk
 MAX_OPEN = 4096  # answers; the queue to the engine is bounded, and more than this never helps it
 
 
-def collect(desk: Frontdesk, answers: Iterable[Answer], max_open: int = MAX_OPEN) -> Iterator[Answer]:
+def collect(desk: Frontdesk, answers: Iterable[Answer], max_open: int = MAX_OPEN) -> Generator[Answer]:
     """Submits the answers' requests and yields an answer whenever an event has reached it, until all are finished.
 
     At most `max_open` run at once, and only so many are taken from `answers` ahead. Whoever stops iterating, by an

@@ -83,7 +83,7 @@ def _plain(prompt: Prompt) -> Prompt:
 def _from_ids(index: int, prompt: Prompt) -> Encoded:
     if isinstance(prompt, dict):
         if "prompt_token_ids" not in prompt:
-            raise PromptError(index, f"has the keys {sorted(prompt)}; it needs 'prompt' or 'prompt_token_ids'")
+            raise PromptError(index, f"has the keys {sorted(prompt)}; it needs a text 'prompt' or 'prompt_token_ids'")
         return Encoded(prompt.get("prompt"), _integers(index, prompt["prompt_token_ids"]))
     if isinstance(prompt, Sequence) and not isinstance(prompt, str):
         return Encoded(None, _integers(index, prompt))
@@ -91,6 +91,8 @@ def _from_ids(index: int, prompt: Prompt) -> Encoded:
 
 
 def _integers(index: int, ids: Sequence[int]) -> list[int]:
+    if isinstance(ids, str) or not isinstance(ids, Sequence):
+        raise PromptError(index, f"has {ids!r} for token ids; they are a list of integers")
     for token_id in ids:
         if isinstance(token_id, bool) or not isinstance(token_id, int):
             raise PromptError(index, f"holds {token_id!r}, which is no token id")

@@ -29,7 +29,7 @@ class Rotation:
         cos, sin = self.cos, self.sin
         rotated, rest = x[..., : self.rotary_dim], x[..., self.rotary_dim :]
         if self.interleaved:
-            first, second = rotated.unflatten(-1, (-1, 2)).unbind(-1)
+            first, second = rotated[..., 0::2], rotated[..., 1::2]
             turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
         else:
             first, second = rotated.chunk(2, dim=-1)

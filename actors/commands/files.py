@@ -56,6 +56,9 @@ def _item(index: int, line: str, place: str, params: SamplingParams, context: st
         raise ConfigError(f"{place} is no JSON: {error}") from None
     if not isinstance(fields, dict) or sum(key in fields for key in _KEYS) != 1:
         raise ConfigError(f"{place} has to be an object with one of {', '.join(_KEYS)}")
+    messages = fields.get("messages", [])
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ConfigError(f"{place}: messages are no list of objects")
     if own := fields.get("sampling_params"):
         params = SamplingParams(**(params.model_dump(exclude_unset=True) | own))
     said = json.dumps([fields, params.model_dump(mode="json"), context], sort_keys=True)

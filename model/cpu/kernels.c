@@ -19,6 +19,9 @@
 typedef float vec __attribute__((vector_size(64), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t uvec __attribute__((vector_size(64), aligned(4)));
+typedef float vec8 __attribute__((vector_size(32), aligned(4)));
+typedef int32_t ivec8 __attribute__((vector_size(32), aligned(4)));
+typedef float vec4 __attribute__((vector_size(16), aligned(4)));
 typedef uint16_t hvec __attribute__((vector_size(32), aligned(2)));
 
 /* One layer's attention on one rank; fixed after loading. */
@@ -44,30 +47,51 @@ struct tile {
     int32_t row, first, count;
 };
 
+#define INLINE static inline __attribute__((always_inline)) /* so that a head's dimension becomes a constant */
+
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }
 static inline int padded(int dim) { return (dim + LANES - 1) / LANES * LANES; }
 
 static inline vec splat(float x) { return x - (vec){0}; }
 
-static inline float sum_of(vec x) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
+/* The first or the second half of a vector. */
+static inline vec8 half8(vec x, int second) {
+    vec8 half;
+    memcpy(&half, (const char *)&x + 32 * second, sizeof half);
+    return half;
 }
 
+static inline vec4 half4(vec8 x, int second) {
+    vec4 half;
+    memcpy(&half, (const char *)&x + 16 * second, sizeof half);
+    return half;
+}
+
+static inline float sum_of(vec x) {
+    vec8 y = half8(x, 0) + half8(x, 1);
+    vec4 z = half4(y, 0) + half4(y, 1);
+    return (z[0] + z[2]) + (z[1] + z[3]);
+}
+
+static inline vec where(ivec condition, vec yes, vec no) {
+    return (vec)(((ivec)yes & condition) | ((ivec)no & ~condition));
+}
+
+static inline float larger(float x, float y) { return x > y ? x : y; }
+
 static inline float max_of(vec x) {
-    float most = x[0];
-    for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
-    return most;
+    vec8 a = half8(x, 0), b = half8(x, 1);
+    ivec8 first = a > b;
+    vec8 y = (vec8)(((ivec8)a & first) | ((ivec8)b & ~first));
+    return larger(larger(larger(y[0], y[1]), larger(y[2], y[3])), larger(larger(y[4], y[5]), larger(y[6], y[7])));
 }
 
 /* e^x for x <= 0, exact to about 1e-7; 0 for what is masked. */
 static inline vec exp_of(vec x) {
     const vec magic = splat(12582912.0f);
     ivec keep = x > splat(MASKED / 2);
-    ivec low = x < splat(-87.0f);
-    x = (vec)(((ivec)x & ~low) | ((ivec)splat(-87.0f) & low));
+    x = where(x < splat(-87.0f), splat(-87.0f), x);
     vec n = (x * 1.44269504f + magic) - magic;
     vec r = x - n * 0.693145752f - n * 1.42860677e-6f;
     vec p = r * 1.38888889e-3f + 8.33333333e-3f;
@@ -100,6 +124,17 @@ static inline void store_bf16(uint16_t *to, vec x) {
     uvec bits = (uvec)x;
     *(hvec *)to = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, hvec);
 }
+
+static const ivec LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/* What a tile has gathered so far, for each of its queries. */
+struct state {
+    int rows;
+    const float *query[MAX_ROWS]; /* [padded dim] */
+    float most[MAX_ROWS];         /* the largest score */
+    float total[MAX_ROWS];        /* the sum of weights */
+    float sum[MAX_ROWS * MAX_DIM]; /* [row, padded dim] the weighted sum of values */
+};
 
 /* The row's tokens, cut into tiles; returns how many. */
 static int cut_tiles(const struct step *step, int tokens_per_tile, struct tile *tiles) {

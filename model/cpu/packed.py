@@ -13,7 +13,7 @@ _TYPICAL_ROWS = 16  # the packing is chosen for so many rows; others are served 
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN takes packed weights of this type on this processor."""
-    if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
+    if dtype not in (torch.float32, torch.bfloat16):
         return False
     try:
         PackedLinear(torch.zeros(16, 16, dtype=dtype), None)(torch.zeros(1, 16, dtype=dtype))
@@ -45,12 +45,15 @@ class PackedLinear:
 
 
 class PackedGated:
-    """silu(gate(x)) * up(x) as two products, the activation fused into the first, the multiplication into the second."""
+    """silu(gate(x)) * up(x) as two products, with the activation fused into one, the multiplication into the other."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         gate, up = weight.chunk(2)
         self._gate, self._up = _pack(gate), _pack(up)
-        self._gate_bias, self._up_bias = (None, None) if bias is None else bias.chunk(2)
+        self._gate_bias: Tensor | None = None
+        self._up_bias: Tensor | None = None
+        if bias is not None:
+            self._gate_bias, self._up_bias = bias.chunk(2)
         self._activated = torch.ops.mkldnn._linear_pointwise.default
         self._multiplied = torch.ops.mkldnn._linear_pointwise.binary
 

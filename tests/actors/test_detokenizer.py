@@ -17,6 +17,7 @@ from penstock.actors.tokenizer import Tokenizer
 BYTES = Tokenizer(str(Path(penstock.model.demo.__file__).parent))  # a token for each byte
 TEXTS = st.text(st.sampled_from("a 1\nßé你🙂́\U0010ffff\ufffd"), max_size=40)
 END = 257
+FIRST_BYTE = 5  # the metaspace tokenizer's token for a byte of 0
 
 
 def metaspace() -> Backend:
@@ -82,14 +83,13 @@ def test_spaces_and_byte_tokens_of_a_metaspace_tokenizer_survive(words: list[str
     backend, ids = metaspace(), list[int]()
     for word in words:
         known = backend.token_to_id(word)
-        ids += [known] if known is not None else [backend.token_to_id(f"<0x{byte:02X}>") for byte in word.encode()]
+        ids += [known] if known is not None else [FIRST_BYTE + byte for byte in word.encode()]
     assert "".join(in_pieces(Detokenizer(backend, []), ids, size)) == backend.decode(ids)
 
 
 def test_a_wrong_byte_leaves_the_characters_before_it_alone() -> None:
     backend = metaspace()
-    first = backend.token_to_id("<0x00>")
-    ids = [first + byte for byte in "🙂".encode()] + [first + 255, 1]
+    ids = [FIRST_BYTE + byte for byte in "🙂".encode()] + [FIRST_BYTE + 255, 1]
     assert "".join(in_pieces(Detokenizer(backend, []), ids)) == "🙂\ufffd Hello"
 
 

@@ -13,7 +13,7 @@ from penstock.actors import llm as llm_module
 from penstock.actors.async_engine import AsyncEngine
 from penstock.actors.llm import LLM
 from penstock.actors.outputs import RequestOutput
-from penstock.actors.prompts import PromptError
+from penstock.actors.prompts import Prompt, PromptError
 from penstock.configs.engine import EngineConfig
 from penstock.configs.sampling import SamplingParams
 from penstock.errors import ConfigError, EngineDeadError, ModelError, RequestError
@@ -53,7 +53,8 @@ def text_of(output: RequestOutput) -> str:
 
 
 def test_answers_come_in_the_order_of_the_prompts(llm: LLM, engine: FakeEngine) -> None:
-    assert [text_of(output) for output in llm.generate(["a", [98], {"prompt": "c"}], ENOUGH)] == ["a", "b", "c"]
+    prompts: list[Prompt] = ["a", [98], {"prompt": "c"}]
+    assert [text_of(output) for output in llm.generate(prompts, ENOUGH)] == ["a", "b", "c"]
     assert text_of(llm.generate("one")[0]) == "one"
     assert llm.generate([]) == []
 
@@ -120,8 +121,8 @@ def test_a_dead_engine_is_another_error_than_a_refused_request(llm: LLM, engine:
 
 
 def test_complete_answers_bad_prompts_and_goes_on(llm: LLM) -> None:
-    requests = [("", ENOUGH), ("b", ENOUGH), (RequestError("no such thing"), ENOUGH), ([999], ENOUGH)]
-    outputs = dict(llm.complete(iter(requests), max_open=2))
+    prompts: list[Prompt | RequestError] = ["", "b", RequestError("no such thing"), [999]]
+    outputs = dict(llm.complete(((prompt, ENOUGH) for prompt in prompts), max_open=2))
     assert [outputs[at].error for at in range(4)] == [
         "is empty; it needs at least 1 token",
         None,
@@ -173,7 +174,7 @@ def test_an_asynchronous_stream_grows_and_ends() -> None:
         for event in spoken(engine.requests[0], "x", "y", "z"):
             engine.say(event)
             seen.append(text_of(await pending))
-            pending = asyncio.ensure_future(anext(stream))  # type: ignore[arg-type]
+            pending = asyncio.ensure_future(anext(stream))
         with pytest.raises(StopAsyncIteration):
             await pending
         return seen
@@ -195,7 +196,7 @@ def test_leaving_an_asynchronous_stream_aborts_its_request() -> None:
         engine = FakeEngine(lambda request: spoken(request, "x", reason=None))
         stream = AsyncEngine(engine, desk_of(engine)).generate("a", ENOUGH)  # type: ignore[arg-type]
         await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         return engine
 
     engine = asyncio.run(leave())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.actors.prompts import Limits, PromptError, as_list, encode, problem_of
+from penstock.actors.prompts import Limits, Prompt, PromptError, as_list, encode, problem_of
 from penstock.actors.tokenizer import Tokenizer
 
 from .fake_engine import DEMO
@@ -14,8 +14,14 @@ LIMITS = Limits(vocab_size=264, max_model_len=32, cache_tokens=24)
 
 
 def test_a_prompt_is_text_or_ids_or_a_dict_of_either() -> None:
-    prompts = ["hi", [1, 2], {"prompt_token_ids": [3]}, {"prompt": "yo"}, {"prompt": "said", "prompt_token_ids": [4]}]
-    encoded = encode(prompts, TOKENIZER)  # type: ignore[arg-type]
+    prompts: list[Prompt] = [
+        "hi",
+        [1, 2],
+        {"prompt_token_ids": [3]},
+        {"prompt": "yo"},
+        {"prompt": "said", "prompt_token_ids": [4]},
+    ]
+    encoded = encode(prompts, TOKENIZER)
     assert [item.token_ids for item in encoded] == [[104, 105], [1, 2], [3], [121, 111], [4]]
     assert [item.text for item in encoded] == ["hi", None, None, "yo", "said"]
 
@@ -24,7 +30,8 @@ def test_one_prompt_counts_as_several_prompts_of_one() -> None:
     assert as_list("a") == ["a"]
     assert as_list([1, 2]) == [[1, 2]]
     assert as_list({"prompt": "a"}) == [{"prompt": "a"}]
-    assert as_list(["a", [1]]) == ["a", [1]]
+    several: list[Prompt] = ["a", [1]]
+    assert as_list(several) == several
     assert as_list([]) == []
 
 
@@ -32,7 +39,8 @@ def test_one_prompt_counts_as_several_prompts_of_one() -> None:
     ("prompt", "message"),
     [
         (7, "prompt 1: is a int"),
-        ({"text": "a"}, r"prompt 1: has the keys \['text'\]; it needs 'prompt' or 'prompt_token_ids'"),
+        ({"text": "a"}, r"prompt 1: has the keys \['text'\]; it needs a text 'prompt' or 'prompt_token_ids'"),
+        ({"prompt_token_ids": None}, "prompt 1: has None for token ids; they are a list of integers"),
         ([1, "a"], "prompt 1: holds 'a', which is no token id"),
         ([True], "prompt 1: holds True"),
         ({"prompt_token_ids": [1.5]}, "prompt 1: holds 1.5"),

@@ -1,0 +1,293 @@
+"""The command line over an engine whose tokens are known: its flags, what it writes, what it says of failures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from penstock.actors import llm as llm_module
+from penstock.actors.commands import generate
+from penstock.actors.commands.flags import Parser, add_sampling, add_settings, engine_config, sampling_params
+from penstock.actors.commands.live import Growing, Redrawn
+from penstock.cli import main
+from penstock.configs.engine import EngineConfig
+from penstock.errors import EngineDeadError
+from penstock.model.demo.questions import sample
+from penstock.scheduler.messages import NewRequest, TokenEvent
+
+from .fake_engine import FakeEngine, spoken
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """What a command starts."""
+    fake = FakeEngine()
+
+    def start(config: EngineConfig) -> FakeEngine:
+        fake.config = config
+        return fake
+
+    monkeypatch.setattr(llm_module, "start_engine", start)
+    return fake
+
+
+class Files:
+    """A folder with a file of prompts and a file for answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.input = folder / "prompts.jsonl"
+        self.output = folder / "answers.jsonl"
+
+    def ask(self, *lines: object) -> None:
+        self.input.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def run(self, *flags: str) -> int:
+        return main(["generate", "--input", str(self.input), "--output", str(self.output), *flags])
+
+    def answers(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.output.read_text().splitlines()]
+
+    def texts(self) -> list[object]:
+        return [answer["outputs"][0]["text"] for answer in self.answers()]  # type: ignore[index]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def parsed(*arguments: str) -> tuple[EngineConfig, object]:
+    parser = Parser(prog="penstock generate")
+    add_settings(parser)
+    add_sampling(parser)
+    names = parser.parse(arguments)
+    return engine_config(names), sampling_params(names)
+
+
+def test_flags_are_the_settings() -> None:
+    config, params = parsed(
+        *("demo", "--pipeline-parallel-size", "2", "--pipeline-layer-partition", "5,3", "--no-async-scheduling"),
+        *("--temperature", "0.5", "--stop", "a", "--stop", "b", "--seed", "7", "--load-format=dummy"),
+    )
+    assert (config.pipeline_parallel_size, config.pipeline_layer_partition) == (2, [5, 3])
+    assert (config.async_scheduling, config.load_format, config.seed) == (False, "dummy", 7)
+    assert (params.temperature, params.stop, params.seed) == (0.5, ["a", "b"], 7)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["serv"], 2, "unknown command 'serv'; there are generate, replay"),
+        (["generate", "--max-num-seq", "4"], 2, "unknown flag 'max-num-seq'; did you mean 'max-num-seqs'?"),
+        (["generate", "demo", "more"], 2, "unexpected argument 'more'"),
+        (["generate", "--pipeline-layer-partition", "a"], 2, "'a' is no list of integers"),
+        (["generate", "--block-size", "0"], 1, "block_size is '0': input should be greater than or equal to 1"),
+        (["generate", "--temperature", "-1"], 1, "temperature is '-1'"),
+        (["generate", "nowhere"], 1, "no such model: 'nowhere'"),
+        (["generate", "--input", "x"], 1, "--input and --output go together"),
+        (["generate", "--input", "x", "--output", "y", "--prompt", "z"], 1, "don't go together"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_in_one_line(
+    arguments: Sequence[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == status
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_help_and_version_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == main(["--version"]) == 0
+    assert "generate" in capsys.readouterr().out
+    assert main(["generate", "--help"]) == 0
+    assert "--pipeline-parallel-size" in capsys.readouterr().out
+
+
+def test_prompts_are_answered_line_by_line_with_a_table_after_them(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "--prompt", "ab", "--prompt", "c"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["ab  ab", "c   c"]
+    assert "requests          2" in said.err
+    assert "stage 1 busy      50%" in said.err
+    assert engine.num_shutdowns == 1
+
+
+def test_one_prompt_is_answered_with_its_text_alone(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "two\nlines", "--chat"]) == 0
+    assert capsys.readouterr().out == "two\nlines\n"
+    assert engine.requests[0].prompt_token_ids[0] == 259
+
+
+def test_the_demo_asks_held_out_questions_and_counts_right_answers(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = sample(3, seed=0)
+    engine.script = lambda request: spoken(request, "wrong" if len(engine.requests) == 2 else right(request))
+
+    def right(request: NewRequest) -> str:
+        return asked[len(engine.requests) - 1].answer
+
+    assert main(["generate", "--num-questions", "3"]) == 0
+    said = capsys.readouterr()
+    assert f"wrong (right: {asked[1].answer})" in said.out
+    assert "right answers     2 of 3" in said.err
+
+
+def test_another_model_needs_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(tmp_path)]) == 1
+    assert "only the demo model brings its own questions" in capsys.readouterr().err
+
+
+def test_a_file_is_answered_in_order_whatever_finishes_first(engine: FakeEngine, files: Files) -> None:
+    def last_first(request: NewRequest) -> list[TokenEvent]:
+        if len(engine.requests) < 3:
+            return []
+        return [event for each in reversed(engine.requests) for event in echo_late(each)]
+
+    def echo_late(request: NewRequest) -> list[TokenEvent]:
+        return spoken(request, f"to {chr(request.prompt_token_ids[0])}")
+
+    engine.script = last_first
+    files.ask({"prompt": "a", "id": "first"}, {"prompt_token_ids": [98]}, {"prompt": "c"})
+    assert files.run() == 0
+    assert files.texts() == ["to a", "to b", "to c"]
+    assert files.answers()[0]["id"] == "first"
+    assert [answer["index"] for answer in files.answers()] == [0, 1, 2]
+
+
+def test_a_second_run_goes_on_where_the_first_was_cut_off(engine: FakeEngine, files: Files) -> None:
+    files.ask(*({"prompt": text} for text in "abcd"))
+    files.run()
+    whole = files.output.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    files.output.write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    engine.requests.clear()
+    assert files.run() == 0
+    assert files.output.read_bytes() == whole
+    assert [bytes(request.prompt_token_ids.tolist()) for request in engine.requests] == [b"c", b"d"]
+
+
+def test_a_finished_file_starts_no_engine(engine: FakeEngine, files: Files) -> None:
+    files.ask({"prompt": "a"})
+    files.run()
+    assert files.run() == 0
+    assert engine.num_shutdowns == 1
+
+
+@pytest.mark.parametrize("flags", [["--max-tokens", "3"], ["--chat"], ["--temperature", "1"]])
+def test_answers_to_other_settings_are_not_taken_for_these(
+    engine: FakeEngine, files: Files, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.ask({"prompt": "a"})
+    files.run()
+    before = files.output.read_bytes()
+    assert files.run(*flags) == 1
+    assert "line 1 answers another prompt, or the same with other settings" in capsys.readouterr().err
+    assert files.output.read_bytes() == before
+
+
+@pytest.mark.parametrize("strange", [b"{}\n", b"notes\n", b'{"index": 0, "digest": "0"}\n'])
+def test_a_file_that_holds_something_else_is_left_alone(files: Files, engine: FakeEngine, strange: bytes) -> None:
+    files.ask({"prompt": "a"})
+    files.output.write_bytes(strange)
+    assert files.run() == 1
+    assert files.output.read_bytes() == strange
+
+
+def test_a_prompt_that_cannot_be_served_is_answered_in_its_place(engine: FakeEngine, files: Files) -> None:
+    files.ask({"prompt": ""}, {"prompt": "b"}, {"prompt": 7}, {"messages": [{"role": "user", "content": 3}]})
+    assert files.run() == 0
+    errors = [str(answer["error"]) for answer in files.answers()]
+    assert errors[0] == "is empty; it needs at least 1 token"
+    assert errors[1] == "None"
+    assert errors[2].startswith("is a int")
+    assert "chat template can't take these messages" in errors[3]
+    assert files.texts()[1] == "b"
+
+
+def test_a_line_may_bring_messages_and_its_own_params(engine: FakeEngine, files: Files) -> None:
+    chat = [{"role": "user", "content": "hi"}]
+    files.ask({"messages": chat, "sampling_params": {"max_tokens": 5, "n": 2}})
+    assert files.run() == 0
+    assert [request.max_tokens for request in engine.requests] == [5, 5]
+    assert len(files.answers()[0]["outputs"]) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1 is no JSON"),
+        ("[]", "line 1 has to be an object with one of prompt, prompt_token_ids, messages"),
+        ('{"prompt": "a"}\n\n{"text": "b"}', "line 3 has to be an object"),
+        ('{"messages": "hi"}', "line 1: messages are no list of objects"),
+        ('{"prompt": "a", "sampling_params": {"temprature": 1}}', "did you mean 'temperature'?"),
+    ],
+)
+def test_a_line_that_is_no_prompt_is_named_before_anything_starts(
+    files: Files, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.input.write_text(text)
+    assert files.run() == 1
+    assert message in capsys.readouterr().err
+    assert not files.output.exists()
+
+
+def test_two_runs_do_not_write_one_file(engine: FakeEngine, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    def run_again(request: NewRequest) -> list[TokenEvent]:
+        assert files.run() == 1
+        return spoken(request, "x")
+
+    engine.script = run_again
+    files.ask({"prompt": "a"})
+    assert files.run() == 0
+    assert "can't be written" in capsys.readouterr().err
+
+
+def test_a_dead_engine_leaves_what_was_answered(
+    engine: FakeEngine, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die_at_the_second(request: NewRequest) -> list[TokenEvent]:
+        if len(engine.requests) == 1:
+            return spoken(request, "x")
+        engine.is_dead = True
+        return [TokenEvent("", request.request_id, 0, finish_reason="error", error="stage 1 has died")]
+
+    engine.script = die_at_the_second
+    files.ask({"prompt": "a"}, {"prompt": "b"})
+    assert files.run() == 1
+    assert files.texts() == ["x"]
+    assert "stage 1 has died" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt(), 130), (EngineDeadError("gone"), 1)])
+def test_what_ends_a_command_ends_the_engine(
+    engine: FakeEngine, raised: BaseException, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(generate, "_show", interrupted)
+    assert main(["generate", "--prompt", "a"]) == status
+    assert engine.num_shutdowns == 1
+
+
+def test_a_block_of_lines_is_redrawn_in_place(capsys: pytest.CaptureFixture[str]) -> None:
+    view = Redrawn(["one", "three"])
+    view.update(1, "grows", finished=True)
+    view.close()
+    out = capsys.readouterr().out
+    assert out.startswith("\n\n\x1b[2A")
+    assert out.endswith("\x1b[2Aone    \x1b[K\nthree  grows\x1b[K\n")
+
+
+def test_a_growing_text_is_written_once(capsys: pytest.CaptureFixture[str]) -> None:
+    view = Growing()
+    for text, finished in (("a", False), ("ab", False), ("ab   (right: c)", True)):
+        view.update(0, text, finished)
+    assert capsys.readouterr().out == "ab   (right: c)\n"

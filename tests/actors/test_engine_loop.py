@@ -1,0 +1,168 @@
+"""The loop in one process: a real Scheduler, real sockets, fake workers and clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from penstock.actors.engine_loop import LoopSettings
+from penstock.actors.wire import Kind, frame
+from penstock.errors import EngineDeadError
+
+from .rig import Answers, LoopRig, eventually, fake_output, loop_rig, request
+
+FAST = LoopSettings(heartbeat_interval_s=0.05, stage_timeout_s=0.6)
+
+
+@pytest.fixture
+def rig() -> Iterator[LoopRig]:
+    with loop_rig(settings=FAST) as made:
+        yield made
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+def test_requests_are_served_and_every_worker_sees_every_plan(num_stages: int) -> None:
+    with loop_rig(num_stages) as rig:
+        client, answers = rig.client(), Answers()
+        for i in range(20):
+            client.submit(request(f"r{i}", num_prompt=3 + i, max_tokens=6))
+        client.read(answers, 20)
+        for i in range(20):
+            assert answers.tokens[f"r{i}"] == fake_output(3 + i, 6)
+        eventually(lambda: len({worker.num_plans for worker in rig.workers}) == 1)
+        rig.loop.call(rig.loop.scheduler.check)
+
+
+def test_a_request_that_cannot_be_served_is_answered_and_others_go_on(rig: LoopRig) -> None:
+    client, answers = rig.client(), Answers()
+    client.submit(request("long", num_prompt=300))
+    client.submit(request("fine"))
+    client.read(answers, 2)
+    assert "300" in (answers.ends["long"].error or "")
+    assert "256" in (answers.ends["long"].error or "")
+    assert answers.tokens["fine"] == fake_output(5, 4)
+
+
+def test_an_abort_ends_a_request(rig: LoopRig) -> None:
+    rig.workers[-1].paused = True
+    client, answers = rig.client(), Answers()
+    client.submit(request("a", max_tokens=200))
+    client.abort("a")
+    client.read(answers, 1)
+    assert answers.ends["a"].finish_reason == "abort"
+
+
+def test_a_stopped_client_does_not_slow_another_and_later_gets_everything(rig: LoopRig) -> None:
+    stopped, other = rig.client(max_frames=2), rig.client()
+    for i in range(8):
+        stopped.submit(request(f"s{i}", max_tokens=40))
+    stopped.submit(request("refused", num_prompt=300))
+    for round_number in range(6):
+        answers = Answers()
+        other.submit(request(f"o{round_number}", max_tokens=40))
+        other.read(answers, 1)
+    late = Answers()
+    stopped.read(late, 9)
+    assert all(late.tokens[f"s{i}"] == fake_output(5, 40) for i in range(8))
+    assert "300" in (late.ends["refused"].error or "")
+
+
+def test_a_client_that_sends_rubbish_is_detached_alone(rig: LoopRig) -> None:
+    bad, good = rig.client(), rig.client()
+    bad.requests.send(frame(Kind.REQUEST, b"rubbish"))
+    answers = Answers()
+    good.submit(request("a"))
+    good.read(answers, 1)
+    eventually(lambda: rig.loop.num_clients == 1)
+    assert rig.loop.failure is None
+
+
+def test_a_client_that_says_goodbye_has_its_requests_aborted(rig: LoopRig) -> None:
+    rig.workers[-1].paused = True
+    client = rig.client()
+    client.submit(request("a", max_tokens=200))
+    client.requests.send(frame(Kind.BYE))
+    eventually(lambda: rig.loop.num_clients == 0)
+    assert rig.loop.call(lambda: rig.loop.scheduler.num_unfinished) == 0
+
+
+def test_a_silent_worker_fails_every_request_and_names_itself(rig: LoopRig) -> None:
+    client, answers = rig.client(), Answers()
+    rig.workers[1].paused = rig.workers[1].silent = True
+    client.submit(request("a"))
+    client.read(answers, 1)
+    assert "stage 1 rank 0 (pid 1001) sent no heartbeat for 0." in (answers.ends["a"].error or "")
+    eventually(lambda: rig.failures == [rig.loop.failure])
+
+
+def test_a_workers_failure_is_the_answer_now_and_later(rig: LoopRig) -> None:
+    client, answers = rig.client(), Answers()
+    rig.workers[-1].paused = True
+    client.submit(request("a"))
+    rig.workers[0].fail("ValueError: a broken tensor")
+    client.read(answers, 1)
+    client.submit(request("b"))
+    client.read(answers, 2)
+    for name in "ab":
+        assert answers.ends[name].error == "stage 0 rank 0 (pid 1000) failed: ValueError: a broken tensor"
+
+
+def test_a_scheduler_that_raises_fails_the_engine_with_its_words(
+    rig: LoopRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise AssertionError("block 7 twice")
+
+    monkeypatch.setattr(rig.loop.scheduler, "schedule", broken)
+    client, answers = rig.client(), Answers()
+    client.submit(request("a"))
+    client.read(answers, 1)
+    assert answers.ends["a"].error == "AssertionError: block 7 twice"
+
+
+def test_stopping_answers_what_is_open_and_ends_the_thread(rig: LoopRig) -> None:
+    rig.workers[-1].paused = True
+    client, answers = rig.client(), Answers()
+    client.submit(request("a", max_tokens=200))
+    eventually(lambda: rig.loop.call(lambda: rig.loop.scheduler.num_unfinished) == 1)
+    rig.loop.stop("engine 'e' was shut down")
+    client.read_some(answers)
+    assert answers.ends["a"].error == "engine 'e' was shut down"
+    assert not rig.failures
+    with pytest.raises(EngineDeadError, match="was shut down"):
+        rig.loop.call(lambda: None)
+
+
+def test_a_delayed_result_delays_the_step_and_not_the_loop() -> None:
+    with loop_rig(1, LoopSettings(result_delay_s=0.05)) as rig:
+        client, answers = rig.client(), Answers()
+        start = time.monotonic()
+        client.submit(request("a", max_tokens=4))
+        client.submit(request("long", num_prompt=300))
+        client.read(answers, 1)
+        assert set(answers.ends) == {"long"}, "the refusal waited for a result"
+        client.read(answers, 2)
+        assert time.monotonic() - start >= 2 * 0.05
+        assert answers.tokens["a"] == fake_output(5, 4)
+
+
+def test_an_idle_loop_sleeps() -> None:
+    with loop_rig(2) as rig:
+        client, answers = rig.client(), Answers()
+        client.submit(request("a"))
+        client.read(answers, 1)
+        turns = 0
+        tick = rig.loop._clock.tick
+
+        def counted() -> float:
+            nonlocal turns
+            turns += 1
+            return tick()
+
+        rig.loop._clock.tick = counted  # type: ignore[method-assign]
+        for worker in rig.workers:
+            worker.silent = True
+        time.sleep(0.6)
+        assert turns < 20
