@@ -43,11 +43,13 @@ def load_weights(
     """
     with SafetensorsFolder(Path(folder)) as source:
         _fill(module, source, stage_weights(config, layer_range, tp_rank, tp_size))
+    module.finish()
 
 
 def dummy_weights(module: StageModule, config: ModelConfig, seed: int) -> None:
     """Fills the module at random. The whole model's weights are the same at any partition and tensor_parallel_size."""
     _fill(module, RandomWeights(seed), stage_weights(config, module.layer_range, module.tp.rank, module.tp.size))
+    module.finish()
 
 
 @torch.no_grad()
@@ -61,7 +63,6 @@ def _fill(module: StageModule, source: WeightSource, pieces: list[Piece]) -> Non
     for name, count in missing.items():
         if count:
             raise ModelError(f"nothing fills {count} of the {parameters[name].numel()} values of {name}")
-    module.finish()
 
 
 class SafetensorsFolder:

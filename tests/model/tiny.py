@@ -23,7 +23,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": MAX_POSITIONS // 4}
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def write_tiny_model(folder: Path, name: str, seed: int = 0, dtype: str = "float
     """Writes the folder and returns transformers' model, in evaluation mode."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     shape = TINY_MODELS[name]
     config = _config(shape, transformers, dtype)
     torch.manual_seed(seed)
