@@ -39,8 +39,11 @@ class LinkRoom:
         self._epoch = epoch
 
     def group(self, edge: str, rank: int, size: int) -> Backend:
-        """A process group; waits for its other ranks, at most the room's time-out."""
-        return _backend(self._device, PrefixStore(f"{self._epoch}/{edge}", self._store), rank, size, self._host)
+        """A process group; waits for its other ranks, and raises when they don't come within the room's time-out."""
+        store = PrefixStore(f"{self._epoch}/{edge}", self._store)
+        store.set(f"here{rank}", "")  # met before the group is made, since a group's time-out would be its waits' too
+        store.wait([f"here{other}" for other in range(size)])
+        return _backend(self._device, store, rank, size, self._host)
 
     def sending(self, edge: str) -> GroupLink:
         """The end of an edge that sends."""

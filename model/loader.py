@@ -72,7 +72,7 @@ class SafetensorsFolder:
         self._folder = folder
         self._open: dict[str, Any] = {}
         self._exits = ExitStack()
-        self._files = self._index()  # tensor name -> file name; empty: the one file
+        self._files = self._index()  # tensor name -> file name; None: all in one file
 
     def __enter__(self) -> SafetensorsFolder:
         return self
@@ -94,13 +94,13 @@ class SafetensorsFolder:
             raise ModelError(f"tensor {piece.tensor} in {file} is of type {values.dtype}, expected floating point")
         return values
 
-    def _index(self) -> dict[str, str]:
+    def _index(self) -> dict[str, str] | None:
         index = self._folder / "model.safetensors.index.json"
         if index.is_file():
             weight_map = Fields.read(index).inner("weight_map").values
             return {str(name): str(file) for name, file in weight_map.items()}
         if (self._folder / "model.safetensors").is_file():
-            return {}
+            return None
         pickles = sorted(p.name for p in self._folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickles:
             raise ModelError(
@@ -110,7 +110,7 @@ class SafetensorsFolder:
         raise ModelError(f"model folder {self._folder} has neither model.safetensors nor model.safetensors.index.json")
 
     def _file_of(self, tensor: str) -> str:
-        if not self._files:
+        if self._files is None:
             return "model.safetensors"
         if tensor not in self._files:
             raise ModelError(f"tensor {tensor} is missing from {self._folder / 'model.safetensors.index.json'}")
@@ -119,8 +119,8 @@ class SafetensorsFolder:
     def _opened(self, file: str) -> Any:
         if file not in self._open:
             path = self._folder / file
-            if path.resolve().parent != self._folder.resolve() and ".." in Path(file).parts:
-                raise ModelError(f"{path} lies outside the model folder")
+            if path.name != file:
+                raise ModelError(f"the index of {self._folder} names {file!r}, which is no file of the folder")
             if not path.is_file():
                 raise ModelError(f"weights file {path} is missing, though the index names it")
             self._open[file] = self._exits.enter_context(safe_open(path, framework="pt"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from ..errors import ConfigError
 from .assemble import Assembler, Flight
 from .config import SchedulerConfig
 from .lifecycle import Lifecycle
@@ -18,11 +19,24 @@ from .request import Request, make_request, refusal
 from .retire import retire
 from .stats import SchedulerStats
 
+MAX_SLOTS = 1 << 16  # slots travel as 16 bits
+_COUNTS = (
+    "num_stages",
+    "num_blocks",
+    "block_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_unretired_plans",
+    "throttle_steps",
+)
+
 
 class Scheduler:
     """Decides what every step of the pipeline holds."""
 
     def __init__(self, config: SchedulerConfig) -> None:
+        """Raises ConfigError for settings that no scheduler can work with."""
+        _check_config(config)
         self.config = config
         self._life = Lifecycle(config)
         self._assembler = Assembler(self._life, make_policy(config))
@@ -142,3 +156,13 @@ class Scheduler:
 
     def _tell_end(self, request: Request) -> None:
         self._life.outbox.events.append(request.event(request.num_output))
+
+
+def _check_config(config: SchedulerConfig) -> None:
+    for name in _COUNTS:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}, at least 1 is needed")
+    if config.max_num_seqs > MAX_SLOTS:
+        raise ConfigError(f"max_num_seqs is {config.max_num_seqs}, plans number slots up to {MAX_SLOTS}")
+    if not 0 <= config.kv_reserve < 1:
+        raise ConfigError(f"kv_reserve is {config.kv_reserve}, it must be at least 0 and below 1")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,10 +34,11 @@ class FakeStage:
         on_result: Callable[[StepResult], None] | None,
         on_failure: Callable[[BaseException], None],
         step_s: float,
+        last_step: int = 1 << 30,
     ) -> None:
         self.last_retired_step = -1
         self.timeline = Timeline()
-        self._mirror, self._ports, self._step_s = mirror, ports, step_s
+        self._mirror, self._ports, self._step_s, self._last_step = mirror, ports, step_s, last_step
         self._on_result, self._on_failure = on_result, on_failure
         self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -56,6 +58,8 @@ class FakeStage:
             self._on_failure(error)
 
     def _step(self, plan: StepPlan) -> None:
+        if plan.step > self._last_step:
+            raise ValueError(f"step {plan.step} is one too many")
         inputs = self._mirror.apply(plan)
         number = torch.tensor([plan.step], dtype=torch.int64)
         if self._ports.upstream is not None:
@@ -82,9 +86,20 @@ def build(
     on_result: Callable[[StepResult], None],
     on_failure: Callable[[BaseException], None],
     step_s: float = 0.002,
+    last_step: int = 1 << 30,
 ) -> FakeStage:
     """Stands in for `penstock.model.stage.build_stage`."""
     last = stage_idx == config.pipeline_parallel_size - 1 and tp_rank == 0
     max_blocks = -(-(config.max_model_len or 512) // config.block_size)
     mirror = Mirror(config.max_num_seqs, max_blocks, config.block_size)
-    return FakeStage(mirror, ports, on_result if last else None, on_failure, step_s)
+    return FakeStage(mirror, ports, on_result if last else None, on_failure, step_s, last_step)
+
+
+def build_breaking(*args: Any, **kwargs: Any) -> FakeStage:
+    """A stage that raises at step 3."""
+    return build(*args, **kwargs, last_step=2)
+
+
+def build_nothing(*args: Any, **kwargs: Any) -> FakeStage:
+    """A stage that can't be made."""
+    raise ValueError("no stage today")

@@ -192,7 +192,11 @@ def loop_rig(num_stages: int = 2, settings: LoopSettings | None = None) -> Itera
     try:
         yield rig
     finally:
+        for client in rig.clients:
+            client.requests.send(frame(Kind.BYE))
         loop.stop("the test is over")
-        for end in (*workers, *rig.clients):
-            end.close()
+        for worker in workers:
+            worker.close()
+        for client in rig.clients:
+            client.close()
         sockets.close()

@@ -16,7 +16,11 @@ from penstock.cli import main
 from penstock.configs.engine import EngineConfig
 from penstock.errors import EngineDeadError
 from penstock.model.demo.questions import sample
+from penstock.scheduler.config import SchedulerConfig
 from penstock.scheduler.messages import NewRequest, TokenEvent
+from penstock.scheduler.plan import StepResult, ints
+from penstock.scheduler.record import Recorder
+from penstock.scheduler.scheduler import Scheduler
 
 from .fake_engine import FakeEngine, spoken
 
@@ -275,6 +279,42 @@ def test_what_ends_a_command_ends_the_engine(
     monkeypatch.setattr(generate, "_show", interrupted)
     assert main(["generate", "--prompt", "a"]) == status
     assert engine.num_shutdowns == 1
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """A run of one request over two plans, on file."""
+    file = tmp_path / "run.record"
+    with file.open("wb") as stream:
+        recorder = Recorder(Scheduler(SchedulerConfig()), stream)
+        recorder.add_request(NewRequest("a", ints([1, 2, 3]), max_tokens=2))
+        for step in range(2):
+            assert recorder.schedule() is not None
+            recorder.update(StepResult(step, ints([7])))
+    return file
+
+
+def test_a_record_is_replayed(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(record)]) == 0
+    assert capsys.readouterr().out.startswith("2 plans of ")
+
+
+def test_a_plan_that_differs_fails_the_replay(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = record.read_bytes().replace(bytes(ints([1, 2, 3])), bytes(ints([1, 2, 4])), 1)
+    record.write_bytes(changed)
+    assert main(["replay", str(record)]) == 1
+    assert "plan 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "no such record"), (b"\x01", "is no record of a run")])
+def test_what_is_no_record_is_named(
+    tmp_path: Path, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "other"
+    if content is not None:
+        file.write_bytes(content)
+    assert main(["replay", str(file)]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_a_block_of_lines_is_redrawn_in_place(capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,9 +109,7 @@ def test_a_workers_failure_is_the_answer_now_and_later(rig: LoopRig) -> None:
         assert answers.ends[name].error == "stage 0 rank 0 (pid 1000) failed: ValueError: a broken tensor"
 
 
-def test_a_scheduler_that_raises_fails_the_engine_with_its_words(
-    rig: LoopRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scheduler_that_raises_fails_the_engine_with_its_words(rig: LoopRig, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise AssertionError("block 7 twice")
 

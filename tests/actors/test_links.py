@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 
 import pytest
 import torch
@@ -113,27 +113,32 @@ def sums_over_ranks(ranks: list[StagePorts]) -> list[float]:
         return list(pool.map(reduce, enumerate(ranks)))
 
 
-def hold_an_end(port: int, pipe: Connection) -> None:
-    link = LinkRoom(StoreAddress(HOST, port), HOST, "cpu", 0, 20).sending("edge")
-    link.send(torch.ones(1))
-    pipe.recv()
+HOLD_AN_END = f"""
+import sys, torch
+from penstock.actors.engine_spec import StoreAddress
+from penstock.actors.links import LinkRoom
+link = LinkRoom(StoreAddress({HOST!r}, int(sys.argv[1])), {HOST!r}, "cpu", 0, 20).sending("edge")
+link.send(torch.ones(1))
+sys.stdin.read()
+"""
 
 
 def test_a_killed_peer_ends_a_receive_that_waits() -> None:
     store = open_store(HOST)
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=hold_an_end, args=(store.port, there))
-    process.start()
-    link = LinkRoom(StoreAddress(HOST, store.port), HOST, "cpu", 0, 20).receiving("edge")
-    link.receive(torch.empty(1))
-    with ThreadPoolExecutor(1) as pool:
+    command = [sys.executable, "-c", HOLD_AN_END, str(store.port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process, ThreadPoolExecutor(1) as pool:
+        link = LinkRoom(StoreAddress(HOST, store.port), HOST, "cpu", 0, 20).receiving("edge")
+        link.receive(torch.empty(1))
         waiting = pool.submit(link.receive, torch.empty(1))
         process.kill()
         with pytest.raises(RuntimeError, match="closed"):
             waiting.result(timeout=5)
-    process.join()
-    here.close()
+
+
+def test_a_peer_that_never_comes_is_not_waited_for_for_ever() -> None:
+    store = open_store(HOST)
+    with pytest.raises(RuntimeError, match="timeout"):
+        LinkRoom(StoreAddress(HOST, store.port), HOST, "cpu", 0, 0.2).sending("edge")
 
 
 def test_the_next_epoch_makes_new_links_beside_the_old_ones() -> None:

@@ -19,7 +19,7 @@ def run_examples(count: int, steps: int) -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(RandomLoad, settings=checks)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(RandomLoad, settings=checks)
     print(dict(totals))
 
 

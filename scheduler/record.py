@@ -1,0 +1,185 @@
+"""A scheduler's run on file: every input and every plan's bytes; and the replay, which makes the plans again.
+
+The file is a stream of MessagePack arrays: a header with the format's version and the settings, then one array for
+each call that can change a plan, in the order of the calls. A run that was cut off replays as far as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgpack
+import numpy as np
+
+from ..errors import ConfigError
+from .codec import decode_plan, decode_result, decode_sampling, encode_plan, encode_result
+from .config import SchedulerConfig
+from .messages import NewRequest
+from .plan import StepPlan, StepResult, ints
+from .scheduler import Scheduler
+
+RECORD_VERSION = 1
+_MAGIC = "penstock record"
+
+
+class Recorder(Scheduler):
+    """A scheduler that writes down what goes in and comes out; the file is its opener's to close."""
+
+    def __init__(self, scheduler: Scheduler, file: BinaryIO) -> None:
+        """Stands in for `scheduler`, which must be a fresh one."""
+        assert not (scheduler.stats().num_steps or scheduler.num_unfinished), "the scheduler has begun already"
+        super().__init__(scheduler.config)
+        self._file = file
+        self._write(_MAGIC, RECORD_VERSION, asdict(scheduler.config))
+
+    def add_request(self, request: NewRequest) -> None:
+        self._write("add", *_encode_request(request))
+        super().add_request(request)
+
+    def abort(self, client_id: str, request_id: str) -> None:
+        self._write("abort", client_id, request_id)
+        super().abort(client_id, request_id)
+
+    def abort_client(self, client_id: str) -> None:
+        self._write("abort_client", client_id)
+        super().abort_client(client_id)
+
+    def schedule(self) -> StepPlan | None:
+        plan = super().schedule()
+        self._write("schedule", plan and encode_plan(plan))
+        return plan
+
+    def update(self, result: StepResult) -> None:
+        self._write("update", encode_result(result))
+        super().update(result)
+
+    def fail_all(self, message: str) -> None:
+        self._write("fail_all", message)
+        super().fail_all(message)
+
+    def _write(self, *values: Any) -> None:
+        self._file.write(msgpack.packb(values, use_bin_type=True))
+
+
+@dataclass(slots=True)
+class ReplayReport:
+    """How a replay went."""
+
+    num_calls: int = 0  # inputs and schedule() calls
+    num_plans: int = 0
+    num_plan_bytes: int = 0
+    difference: str | None = None  # the first one; None: every plan byte the same
+
+
+def replay(path: str | Path) -> ReplayReport:
+    """Runs a record's inputs through a new scheduler and compares every plan, up to the first difference.
+
+    Raises ConfigError when the file is no record of this version.
+    """
+    with open(path, "rb") as file:
+        records = _records(file, path)
+        scheduler = Scheduler(_read_header(next(records, None), path))
+        report = ReplayReport()
+        for name, *values in records:
+            report.num_calls += 1
+            if name == "schedule":
+                _replay_plan(scheduler, values[0], report)
+            elif name in _CALLS:
+                _CALLS[name](scheduler, *values)
+            else:
+                raise ConfigError(f"{path} is damaged: call {report.num_calls} is {name!r}")
+            scheduler.take_events()
+            if report.difference is not None:
+                break
+    return report
+
+
+def _records(file: BinaryIO, path: str | Path) -> Iterator[list[Any]]:
+    try:
+        yield from msgpack.Unpacker(file, raw=False, strict_map_key=False)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+
+
+def _read_header(header: object, path: str | Path) -> SchedulerConfig:
+    if not isinstance(header, list) or len(header) != 3 or header[0] != _MAGIC:
+        raise ConfigError(f"{path} is no record of a run")
+    if header[1] != RECORD_VERSION:
+        raise ConfigError(f"{path} is a record of version {header[1]}, this is version {RECORD_VERSION}")
+    return SchedulerConfig(**header[2])
+
+
+def _replay_plan(scheduler: Scheduler, recorded: bytes | None, report: ReplayReport) -> None:
+    plan = scheduler.schedule()
+    replayed = None if plan is None else encode_plan(plan)
+    report.num_plans += recorded is not None
+    report.num_plan_bytes += len(recorded or b"")
+    if replayed != recorded:
+        report.difference = _difference(recorded, replayed, report.num_calls)
+
+
+def _difference(recorded: bytes | None, replayed: bytes | None, num_calls: int) -> str:
+    if recorded is None or replayed is None:
+        step = decode_plan(recorded or replayed or b"").step
+        return f"call {num_calls}: plan {step} was {'' if recorded else 'not '}recorded, {_not(replayed)}replayed"
+    old, new = decode_plan(recorded), decode_plan(replayed)
+    for field in fields(StepPlan):
+        was, is_now = getattr(old, field.name), getattr(new, field.name)
+        if _plain(was) != _plain(is_now):
+            return f"plan {old.step}: {field.name} was {_short(was)}, replayed {_short(is_now)}"
+    return f"plan {old.step}: the bytes differ, the fields do not"
+
+
+def _not(data: bytes | None) -> str:
+    return "" if data else "not "
+
+
+def _plain(value: Any) -> object:
+    """A plan's field as plain values, which compare as a whole."""
+    if isinstance(value, list):
+        return [[_plain(getattr(item, field.name)) for field in fields(item)] for item in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _short(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _encode_request(request: NewRequest) -> list[Any]:
+    return [
+        request.client_id,
+        request.request_id,
+        np.asarray(request.prompt_token_ids).astype("<i4").tobytes(),
+        request.max_tokens,
+        list(astuple(request.sampling)),
+        list(request.stop_token_ids),
+        list(request.eos_token_ids),
+        request.ignore_eos,
+    ]
+
+
+def _decode_request(values: tuple[Any, ...]) -> NewRequest:
+    client_id, request_id, prompt, max_tokens, sampling, stop_token_ids, eos_token_ids, ignore_eos = values
+    return NewRequest(
+        request_id=request_id,
+        prompt_token_ids=ints(np.frombuffer(prompt, "<i4")),
+        max_tokens=max_tokens,
+        sampling=decode_sampling(sampling),
+        client_id=client_id,
+        stop_token_ids=tuple(stop_token_ids),
+        eos_token_ids=tuple(eos_token_ids),
+        ignore_eos=ignore_eos,
+    )
+
+
+_CALLS: dict[str, Callable[..., None]] = {
+    "add": lambda scheduler, *values: scheduler.add_request(_decode_request(values)),
+    "abort": Scheduler.abort,
+    "abort_client": Scheduler.abort_client,
+    "update": lambda scheduler, data: scheduler.update(decode_result(data)),
+    "fail_all": Scheduler.fail_all,
+}

@@ -1,0 +1,154 @@
+"""The faces over a real engine: the demo model in two stages, in this process's cluster and from the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import penstock
+from penstock.actors.llm import LLM
+from penstock.actors.prompts import PromptError
+from penstock.configs.sampling import SamplingParams
+from penstock.errors import EngineDeadError
+from penstock.model.demo.questions import sample
+
+GREEDY = SamplingParams(temperature=0, max_tokens=128)
+COMMAND = [sys.executable, "-m", "penstock"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    """One engine for all tests of this file."""
+    with LLM("demo", pipeline_parallel_size=2, max_num_seqs=32, num_kv_blocks=256, num_cpus=4) as face:
+        yield face
+
+
+def test_held_out_questions_are_answered_right(llm: LLM) -> None:
+    asked = sample(40, seed=3)
+    outputs = llm.chat([[{"role": "user", "content": question.text}] for question in asked], GREEDY)
+    right = [output.outputs[0].text == question.answer for output, question in zip(outputs, asked, strict=True)]
+    assert sum(right) >= 38
+    assert {output.outputs[0].finish_reason for output in outputs} == {"stop"}
+
+
+def test_a_stop_string_ends_the_request_in_the_engine_too(llm: LLM) -> None:
+    (output,) = llm.chat(
+        [{"role": "user", "content": "Count from 40 to 60."}], SamplingParams(temperature=0, max_tokens=200, stop="5 ")
+    )
+    assert (output.outputs[0].text, output.outputs[0].stop_reason) == ("40 41 42 43 44 4", "5 ")
+    deadline = time.monotonic() + 10
+    while llm.stats()["scheduler"]["running"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert llm.stats()["scheduler"]["running"] == 0
+
+
+def test_several_completions_with_a_seed_are_the_same_again(llm: LLM) -> None:
+    params = SamplingParams(n=3, temperature=1.5, seed=5, max_tokens=12, ignore_eos=True)
+    first, again = (llm.generate("Say ", params)[0].outputs for _ in range(2))
+    assert [each.token_ids for each in first] == [each.token_ids for each in again]
+    assert len({tuple(each.token_ids) for each in first}) == 3
+
+
+def test_logprobs_come_for_every_token_of_answer_and_prompt(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=1)
+    (output,) = llm.generate("17 + 25 =", params)
+    completion = output.outputs[0]
+    assert completion.logprobs is not None
+    assert output.prompt_logprobs is not None
+    assert [table[token].rank for table, token in zip(completion.logprobs, completion.token_ids, strict=True)] == [
+        1
+    ] * 4
+    assert [len(table or ()) for table in output.prompt_logprobs[:1]] == [0]
+    for table, token in zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True):
+        assert table is not None
+        assert token in table
+
+
+def test_bad_requests_leave_the_others_alone(llm: LLM) -> None:
+    with pytest.raises(PromptError, match=r"prompt 1: has 600 tokens; with max_model_len \d+"):
+        llm.generate(["17 + 25 =", [1] * 600], GREEDY)
+    requests = iter([("", GREEDY), ("17 + 25 =", GREEDY), ([264], GREEDY)])
+    outputs = dict(llm.complete(requests, max_open=4))  # type: ignore[arg-type]
+    assert [outputs[at].error is None for at in range(3)] == [False, True, False]
+    assert outputs[1].outputs[0].text == " 42"
+
+
+def test_many_asynchronous_streams_run_at_once_and_one_is_aborted(llm: LLM) -> None:
+    async def ask(engine: penstock.actors.async_engine.AsyncEngine, number: int) -> str:
+        text = ""
+        async for output in engine.generate(f"{number} + 1 =", GREEDY):
+            text = output.outputs[0].text
+        return text
+
+    async def all_of_them() -> list[str]:
+        engine = penstock.connect(llm.name)
+        endless = engine.generate("a", SamplingParams(max_tokens=400, ignore_eos=True), request_id="endless")
+        await anext(endless)
+        texts = await asyncio.gather(*(ask(engine, number) for number in range(10, 30)))
+        engine.abort("endless")
+        last = [output async for output in endless][-1]
+        engine.close()
+        return [*texts, str(last.outputs[0].finish_reason)]
+
+    assert asyncio.run(all_of_them()) == [*(f" {number + 1}" for number in range(10, 30)), "abort"]
+
+
+def test_a_shut_down_engine_says_so() -> None:
+    face = LLM("demo", num_kv_blocks=64)
+    face.shutdown()
+    face.shutdown()
+    with pytest.raises(EngineDeadError):
+        face.generate("a")
+
+
+def test_the_command_answers_traces_records_and_replays(tmp_path: Path) -> None:
+    flags = ["--pipeline-parallel-size", "2", "--num-questions", "6", "--trace", "t.json", "--record", "r.record"]
+    done = subprocess.run(
+        [*COMMAND, "generate", *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 6
+    assert "stage 1 busy" in done.stderr
+    assert json.loads((tmp_path / "t.json").read_text())
+    replayed = subprocess.run(
+        [*COMMAND, "replay", "r.record"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert replayed.returncode == 0, replayed.stderr
+    assert "every byte the same" in replayed.stdout
+
+
+def test_ctrl_c_ends_a_command_and_everything_that_it_started(tmp_path: Path) -> None:
+    flags = ["--prompt", "a", "--max-tokens", "450", "--ignore-eos", "--n", "64"]
+    with subprocess.Popen(
+        [*COMMAND, "generate", *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as command:
+        assert command.stdout is not None
+        command.stdout.read(1)  # it generates
+        os.killpg(command.pid, signal.SIGINT)
+        assert command.wait(30) == 130
+    deadline = time.monotonic() + 10
+    while (left := processes_of(command.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+def processes_of(session: int) -> list[str]:
+    """The command lines of a session's living processes."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # it has just ended
+    return found
