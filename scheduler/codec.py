@@ -39,9 +39,8 @@ def encode_plan(plan: StepPlan) -> bytes:
 
 def decode_plan(data: bytes) -> StepPlan:
     """The reverse of `encode_plan`. Raises ValueError for another version or damaged bytes."""
-    version, epoch, step, cohort, slots, counts, released, registrations, block_slots, block_ids = _unpack(
-        data, PLAN_VERSION, 10
-    )
+    fields = _unpack(data, PLAN_VERSION, 9)
+    epoch, step, cohort, slots, counts, released, registrations, block_slots, block_ids = fields
     rows = _array(slots, "<u2")
     num_tokens = np.ones(len(rows), np.int32) if counts is None else _array(counts)
     return StepPlan(
@@ -73,7 +72,7 @@ def encode_result(result: StepResult) -> bytes:
 
 def decode_result(data: bytes) -> StepResult:
     """The reverse of `encode_result`. Raises ValueError for another version or damaged bytes."""
-    version, epoch, step, token_ids, logprobs, prompt_logprobs = _unpack(data, RESULT_VERSION, 6)
+    epoch, step, token_ids, logprobs, prompt_logprobs = _unpack(data, RESULT_VERSION, 5)
     return StepResult(
         step=step,
         token_ids=_array(token_ids),
@@ -142,8 +141,9 @@ def _pack(fields: list[Any]) -> bytes:
 
 
 def _unpack(data: bytes, version: int, num_fields: int) -> list[Any]:
+    """The fields behind the version."""
     fields = msgpack.unpackb(data, raw=False, strict_map_key=False)
-    if not isinstance(fields, list) or len(fields) != num_fields or fields[0] != version:
+    if not isinstance(fields, list) or len(fields) != num_fields + 1 or fields[0] != version:
         found = fields[0] if isinstance(fields, list) and fields else type(fields).__name__
         raise ValueError(f"message version {found!r}, expected {version}")
-    return fields
+    return fields[1:]

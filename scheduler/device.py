@@ -24,7 +24,7 @@ class Event(Protocol):
         ...
 
     def wait(self) -> None:
-        """Blocks the calling host thread until the work has ended; raises what the work raised. Never on the step path."""
+        """Blocks the calling thread until the work has ended; raises what it raised. Never on the step path."""
         ...
 
 
@@ -50,11 +50,11 @@ class Link(Protocol):
     """One direction between two ranks. Tensors arrive in the order of sending; shapes are known to both sides."""
 
     def send(self, tensor: Any) -> None:
-        """Sends the tensor; on a CPU it returns when the buffer may be reused, on a GPU when the send is enqueued."""
+        """Sends the tensor; back when the buffer may be reused (CPU) or when the send is enqueued (GPU)."""
         ...
 
     def receive(self, buffer: Any) -> None:
-        """Receives into the buffer; on a CPU it returns when the data is there, on a GPU when the receive is enqueued."""
+        """Receives into the buffer; back when the data is there (CPU) or when the receive is enqueued (GPU)."""
         ...
 
     def close(self) -> None:

@@ -150,7 +150,8 @@ class Mirror:
         tokens = np.full(query_starts[-1], -1, np.int32)
         for row in np.flatnonzero(starts < known):
             source = self.token_ids[slots[row]]
-            assert source is not None and ends[row] <= known[row], f"slot {slots[row]}: chunk past its known tokens"
+            assert source is not None, f"slot {slots[row]} has a row but no tokens"
+            assert ends[row] <= known[row], f"slot {slots[row]}: chunk past its known tokens"
             tokens[query_starts[row] : query_starts[row + 1]] = source[starts[row] : ends[row]]
         return tokens
 

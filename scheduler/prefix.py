@@ -118,4 +118,3 @@ class NoPrefixCache:
 
     def forget(self, block: int) -> None:
         raise AssertionError(f"block {block} was never kept")
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -192,11 +193,11 @@ class Pipeline:
     def _is_live(self, slot: int) -> bool:
         return bool(self.scheduler._life.table.requests[slot].blocks)
 
-    def submit(self, prompt: Sequence[int], max_tokens: int = 8, name: str = "", **fields: object) -> Seen:
+    def submit(self, prompt: Sequence[int], max_tokens: int = 8, name: str = "", **fields: Any) -> Seen:
         """A new request; its name is its number unless given."""
         name = name or str(len(self.clients))
         sampling = fields.pop("sampling", Sampling())
-        request = NewRequest(name, ints(prompt), max_tokens, sampling, **fields)  # type: ignore[arg-type]
+        request = NewRequest(name, ints(prompt), max_tokens, sampling, **fields)
         self.clients[name] = Seen(request)
         self.scheduler.add_request(request)
         self.collect()

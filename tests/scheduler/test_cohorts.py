@@ -36,7 +36,7 @@ def steady(config: SchedulerConfig, num_seqs: int, max_tokens: int = 150) -> Pip
 
 def turn(pipeline: Pipeline, count: int) -> list[StepPlan]:
     """So many plans, each followed by the result that a full pipeline gives back meanwhile."""
-    plans = []
+    plans: list[StepPlan] = []
     while len(plans) < count:
         plan = pipeline.schedule()
         if plan is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ CONFIG = SchedulerConfig(num_blocks=64, block_size=4, max_num_seqs=8, max_model_
 PROMPT = list(range(10, 22))  # three blocks
 
 
-def second_run(pipeline: Pipeline, prompt: list[int], **fields: object) -> Seen:
+def second_run(pipeline: Pipeline, prompt: list[int], **fields: Any) -> Seen:
     pipeline.run()
     seen = pipeline.submit(prompt, 4, **fields)
     pipeline.run()
