@@ -63,7 +63,7 @@ def test_a_result_survives_the_wire(ids, top):
 
 @pytest.mark.parametrize("data", [b"", b"\x91\x09", b"\xc1", encode_result(StepResult(0, ints([1])))])
 def test_damaged_bytes_and_other_versions_are_refused(data):
-    with pytest.raises(ValueError)  # noqa: PT011  (msgpack's errors are ValueErrors of many texts):
+    with pytest.raises(ValueError):  # noqa: PT011 (the errors of msgpack have many texts)
         decode_plan(data)
 
 
