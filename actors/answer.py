@@ -30,6 +30,10 @@ class Answer:
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.monotonic()))
     prompt_logprobs: list[PositionLogprobs | None] | None = None
     num_cached_tokens: int = 0
+    _places: dict[str, int] = field(init=False)  # of the engine's requests, by their ids
+
+    def __post_init__(self) -> None:
+        self._places = {request.request_id: at for at, request in enumerate(self.requests)}
 
     @property
     def finished(self) -> bool:
@@ -49,7 +53,7 @@ class Answer:
 
     def accept(self, event: TokenEvent, time_s: float) -> list[str]:
         """Takes in an event that came at `time_s`; the requests that the engine is to abort, which nobody reads on."""
-        at = next(i for i, request in enumerate(self.requests) if request.request_id == event.request_id)
+        at = self._places[event.request_id]
         if at == 0:
             self._take_prompt(event)
         if len(event.token_ids) and self.metrics.first_token_time is None:

@@ -22,6 +22,7 @@ from .cluster import this_place
 from .engine_spec import ClientAdmission, ClientOffer, EngineInfo
 from .liveness import ObserverClock
 from .poll_set import PollSet
+from .ray_errors import first_line
 from .sockets import Sockets
 from .wire import Kind, decode_events, decode_text, encode_request, encode_text, frame, unframe
 
@@ -102,7 +103,7 @@ class EngineClient:
         except (RayActorError, RayTaskError, TimeoutError) as error:
             self._events.close()
             self._sockets.close()
-            raise EngineDeadError(f"engine {self._engine_name!r} doesn't take clients: {error}") from None
+            raise EngineDeadError(f"engine {self._engine_name!r} doesn't take clients: {first_line(error)}") from None
         return admission
 
     def _run(self) -> None:

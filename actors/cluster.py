@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import socket
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -17,19 +20,26 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "penstock"
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large travels through Ray
+_PROBE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """The cluster of this process."""
 
-    started_here: bool  # ours to end
     description: str
+    session_folder: str | None = None  # of a cluster that was started here, and is ours to end
+
+    @property
+    def started_here(self) -> bool:
+        """Whether it ends with us."""
+        return self.session_folder is not None
 
     def close(self) -> None:
-        """Ends the cluster if it was started here."""
-        if self.started_here and ray.is_initialized():
+        """Ends the cluster if it was started here, and removes the socket files that Ray leaves."""
+        if self.session_folder is not None and ray.is_initialized():
             ray.shutdown()
+            shutil.rmtree(os.path.join(self.session_folder, "sockets"), ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +57,13 @@ def ensure_ray(address: str | None, num_cpus: int | None = None, num_workers: in
     given). Raises ClusterError when the cluster to join isn't there.
     """
     if ray.is_initialized():
-        cluster = Cluster(False, f"uses the Ray cluster that this process is in ({_resources()})")
+        cluster = Cluster(f"uses the Ray cluster that this process is in ({_resources()})")
     elif (address := address or os.environ.get("RAY_ADDRESS")) and address != "local":
         _join(address)
-        cluster = Cluster(False, f"joined the Ray cluster at {ray.get_runtime_context().gcs_address} ({_resources()})")
+        cluster = Cluster(f"joined the Ray cluster at {_address()} ({_resources()})")
     else:
-        _start(num_cpus or max(os.cpu_count() or 1, num_workers))
-        cluster = Cluster(True, f"started a local Ray cluster ({_resources()})")
+        folder = _start(num_cpus or max(os.cpu_count() or 1, num_workers))
+        cluster = Cluster(f"started a local Ray cluster ({_resources()})", folder)
     log.info("%s", cluster.description)
     return cluster
 
@@ -80,15 +90,30 @@ def node_resources() -> list[dict[str, float]]:
 
 
 def _join(address: str) -> None:
+    _probe(address)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"can't join a Ray cluster at {address!r}: {error}") from None
 
 
-def _start(num_cpus: int) -> None:
+def _probe(address: str) -> None:
+    """Ray tries for minutes to reach an address where nobody listens; a connection tells at once."""
+    if address.startswith("ray://"):
+        raise ClusterError(f"{address!r} is a Ray Client address: run inside the cluster, for example as a Ray job")
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
+    except OSError as error:
+        raise ClusterError(f"can't join a Ray cluster at {address!r}: {error}") from None
+
+
+def _start(num_cpus: int) -> str:
+    """Starts a cluster; its session's folder."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
+    context: Any = ray.init(
         address="local",
         num_cpus=num_cpus,
         namespace=NAMESPACE,
@@ -97,6 +122,11 @@ def _start(num_cpus: int) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+    return str(context.address_info["session_dir"])
+
+
+def _address() -> str:
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _resources() -> str:

@@ -12,7 +12,7 @@ MAX_OPEN = 4096  # answers; the queue to the engine is bounded, and more than th
 
 
 def collect(desk: Frontdesk, answers: Iterable[Answer], max_open: int = MAX_OPEN) -> Generator[Answer]:
-    """Submits the answers' requests and yields an answer whenever an event has reached it, until all are finished.
+    """Submits the answers' requests and yields an answer whenever events have reached it, until all are finished.
 
     At most `max_open` run at once, and only so many are taken from `answers` ahead. Whoever stops iterating, by an
     exception too, aborts what still runs.
@@ -32,10 +32,19 @@ def collect(desk: Frontdesk, answers: Iterable[Answer], max_open: int = MAX_OPEN
                     desk.submit(answer, inbox.put)
             if not running:
                 return
-            answer = desk.accept(inbox.get())
-            if answer.request_id in running:
-                if answer.finished:
-                    del running[answer.request_id]
-                yield answer
+            for answer in _moved(desk, inbox):
+                if answer.request_id in running:
+                    if answer.finished:
+                        del running[answer.request_id]
+                    yield answer
     finally:
         desk.abort(list(running.values()))
+
+
+def _moved(desk: Frontdesk, inbox: SimpleQueue[Arrival]) -> list[Answer]:
+    """Waits for an event and takes all that are there; their answers, each once, in the order of their first event."""
+    arrivals = [inbox.get(), *(inbox.get_nowait() for _ in range(inbox.qsize()))]
+    moved = {arrival.answer.request_id: arrival.answer for arrival in arrivals}
+    for arrival in arrivals:
+        desk.accept(arrival)
+    return list(moved.values())

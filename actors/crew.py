@@ -11,10 +11,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ..errors import EngineDeadError, PenstockError
+from ..errors import EngineDeadError
 from ..scheduler.timeline import Span, StageTotals
 from .engine_spec import EngineSpec, Surroundings, WorkerOffer, WorkerSpec
 from .placement import reserve, worker_resources
+from .ray_errors import first_line, own_error
 from .sockets import Peer, Sockets
 from .stage_worker import StageWorker
 from .worker_port import MAX_PLANS, MAX_UPLINK, WorkerPort
@@ -29,19 +30,20 @@ CONNECT_TIMEOUT_S = 120.0  # for processes to come up
 class Crew:
     """The workers of one engine, by stage, then rank."""
 
-    def __init__(self, spec: EngineSpec, num_blocks: int, engine: Peer) -> None:
+    def __init__(self, spec: EngineSpec, engine: Peer) -> None:
         """Hires them, all at once. Raises ClusterError where the cluster has no room."""
         config = spec.config
         group = reserve(spec.name, config, config.device)
         self._group: PlacementGroup | None = group
         ranks = [(k, r) for k in range(config.pipeline_parallel_size) for r in range(config.tensor_parallel_size)]
         self._labels = [f"stage {stage_idx} rank {tp_rank}" for stage_idx, tp_rank in ranks]
-        specs = [WorkerSpec(spec, stage_idx, tp_rank, num_blocks) for stage_idx, tp_rank in ranks]
-        self._workers = [_hire(worker, group, engine) for worker in specs]
+        self._workers = [_hire(group, stage_idx, config.device) for stage_idx, _ in ranks]
+        specs = [WorkerSpec(spec, stage_idx, tp_rank) for stage_idx, tp_rank in ranks]
+        self._opened = [worker.open.remote(rank, engine) for worker, rank in zip(self._workers, specs, strict=True)]
 
     def offers(self) -> list[WorkerOffer]:
-        """Where each worker is."""
-        return self._all([worker.offer.remote() for worker in self._workers], CONNECT_TIMEOUT_S)
+        """Where each worker is, once all are up."""
+        return self._all(self._opened, CONNECT_TIMEOUT_S)
 
     def connect(self, sockets: Sockets, offers: Sequence[WorkerOffer]) -> list[WorkerPort]:
         """A pair of sockets with each worker, both ways greeted."""
@@ -58,10 +60,10 @@ class Crew:
                 raise EngineDeadError(f"{port.name} could not reach the engine at {port.uplink.address.endpoint}")
         return ports
 
-    def build(self, surroundings: Sequence[Surroundings]) -> None:
-        """Links, weights and caches, on all workers at once."""
+    def build(self, surroundings: Sequence[Surroundings]) -> int:
+        """Links, weights and caches, on all workers at once; the number of blocks that they agreed on."""
         built = [worker.build.remote(around) for worker, around in zip(self._workers, surroundings, strict=True)]
-        self._all(built, START_TIMEOUT_S)
+        return int(min(self._all(built, START_TIMEOUT_S)))
 
     def totals(self, timeout_s: float) -> list[StageTotals | None]:
         """Where each worker's time went; None for one that doesn't answer in time."""
@@ -99,15 +101,15 @@ class Crew:
         return [_try_get(ref) if ref in done else None for ref in refs]
 
 
-def _hire(spec: WorkerSpec, group: PlacementGroup, engine: Peer) -> Any:
-    resources = worker_resources(spec.engine.config.device)
+def _hire(group: PlacementGroup, stage_idx: int, device: str) -> Any:
+    resources = worker_resources(device)
     options = StageWorker.options(
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0),
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=spec.stage_idx),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=stage_idx),
         max_concurrency=2,  # figures can be asked for while a call runs
     )
-    return options.remote(spec, engine)
+    return options.remote()
 
 
 def _answer(label: str, ref: Any) -> Any:
@@ -116,7 +118,7 @@ def _answer(label: str, ref: Any) -> Any:
     except RayTaskError as error:
         raise own_error(error, label) from None
     except RayActorError as error:
-        raise EngineDeadError(f"{label} died while it started: {error}") from None
+        raise EngineDeadError(f"{label} died while it started: {first_line(error)}") from None
 
 
 def _try_get(ref: Any) -> Any:
@@ -124,11 +126,3 @@ def _try_get(ref: Any) -> Any:
         return ray.get(ref, timeout=0)
     except (RayTaskError, RayActorError, GetTimeoutError):
         return None
-
-
-def own_error(error: RayTaskError, label: str) -> PenstockError:
-    """What a Ray call raised there, in our own words: our errors as they are, others with the place they came from."""
-    cause = error.cause
-    if isinstance(cause, PenstockError):
-        return cause
-    return EngineDeadError(f"{label}: {type(cause).__name__}: {cause}")

@@ -22,10 +22,10 @@ from ..configs.model_config import ModelConfig, read_model_config
 from ..errors import ClusterError, EngineDeadError, EngineNotFoundError
 from .client import EngineClient
 from .cluster import NAMESPACE, Cluster, ensure_ray, this_place, total_resources
-from .crew import own_error
 from .engine_spec import STAGE_BUILDER, EngineInfo, EngineSpec
 from .placement import group_name, resolve_device
 from .prompts import Limits
+from .ray_errors import first_line, own_error
 from .scheduler_actor import SchedulerActor
 from .scheduler_settings import max_model_len
 
@@ -87,7 +87,7 @@ class EngineHandle:
         except RayTaskError as error:
             raise own_error(error, f"engine {self.name!r}") from None
         except (RayActorError, TimeoutError) as error:
-            raise EngineDeadError(f"engine {self.name!r} doesn't answer: {error}") from None
+            raise EngineDeadError(f"engine {self.name!r} doesn't answer: {first_line(error)}") from None
         return figures
 
     def shutdown(self) -> None:
@@ -142,7 +142,7 @@ def start_engine(config: EngineConfig, *, stage_builder: str = STAGE_BUILDER) ->
 
 def find_engine(name: str, address: str | None = "auto") -> EngineHandle:
     """A handle to an engine that runs; raises ClusterError without a cluster, EngineNotFoundError without it there."""
-    cluster = ensure_ray(address)
+    cluster = ensure_ray(address or "auto")
     info: EngineInfo | None
     try:
         actor: Any = ray.get_actor(name, namespace=NAMESPACE)
@@ -188,7 +188,7 @@ def _started(actor: Any, name: str) -> EngineInfo:
     except RayTaskError as error:
         raise own_error(error, f"engine {name!r}") from None
     except RayActorError as error:
-        raise EngineDeadError(f"engine {name!r} died while it started: {error}") from None
+        raise EngineDeadError(f"engine {name!r} died while it started: {first_line(error)}") from None
     return info
 
 

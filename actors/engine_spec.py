@@ -29,7 +29,6 @@ class WorkerSpec:
     engine: EngineSpec
     stage_idx: int
     tp_rank: int
-    num_blocks: int  # of the KV cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +50,12 @@ class StoreAddress:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a worker must know of the others before it makes its links."""
+    """What a worker must know of the others before it makes its links and its cache."""
 
     store: StoreAddress
     host: str  # where this rank takes its links
     num_ranks_here: int  # ranks of the engine on this node, which share its cores
+    num_blocks: int  # of the KV cache, the same on every rank
 
 
 @dataclass(frozen=True, slots=True)

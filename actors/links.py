@@ -8,6 +8,7 @@ A gloo wait has no time-out, since one that runs out closes the pair for good: w
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from queue import SimpleQueue
 from typing import Any
@@ -47,11 +48,28 @@ class LinkRoom:
 
     def sending(self, edge: str) -> GroupLink:
         """The end of an edge that sends."""
-        return GroupLink(self.group(edge, 0, 2))
+        link = GroupLink(self.group(edge, 0, 2))
+        self._warm(link.send)
+        return link
 
     def receiving(self, edge: str) -> GroupLink:
         """The end of an edge that receives."""
-        return GroupLink(self.group(edge, 1, 2))
+        link = GroupLink(self.group(edge, 1, 2))
+        self._warm(link.receive)
+        return link
+
+    def least(self, what: str, number: int, who: str, everybody: Sequence[str]) -> int:
+        """The smallest of the numbers that everybody names under `what`; waits for them all."""
+        store = PrefixStore(f"{self._epoch}/{what}", self._store)
+        store.set(who, str(number))
+        store.wait(list(everybody))
+        return min(int(store.get(other)) for other in everybody)
+
+    def _warm(self, use: Callable[[torch.Tensor], None]) -> None:
+        """NCCL makes a communicator when it is first used: before the stage is ready, and by both ends at once."""
+        if self._device == "cuda":
+            use(torch.zeros(1, device="cuda"))
+            torch.cuda.synchronize()
 
 
 class GroupLink:
@@ -76,9 +94,9 @@ class GroupLink:
 def _backend(device: str, store: Store, rank: int, size: int, host: str) -> Backend:
     """The one place that chooses between NCCL and gloo."""
     if device == "cuda":
-        from torch._C._distributed_c10d import ProcessGroupNCCL
+        from .nccl import nccl_group
 
-        return ProcessGroupNCCL(store, rank, size, ProcessGroupNCCL.Options())
+        return nccl_group(store, rank, size, _NO_TIMEOUT)
     options: Any = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # the stub says Options
     options._devices = [ProcessGroupGloo.create_device(hostname=host)]
     options._timeout = _NO_TIMEOUT
@@ -93,21 +111,26 @@ class ThreadLink:
     """One direction between two threads of a process; both hold the same object."""
 
     def __init__(self) -> None:
-        self._tensors: SimpleQueue[torch.Tensor | None] = SimpleQueue()
+        self._tensors: SimpleQueue[tuple[torch.Tensor, torch.cuda.Event | None] | None] = SimpleQueue()
         self._closed = False
 
     def send(self, tensor: torch.Tensor) -> None:
-        """Queues a copy, so that the buffer may be reused at once."""
+        """Queues a copy, so that the buffer may be reused at once; on a GPU the copy is enqueued on this stream."""
         if self._closed:
             raise LinkClosedError("the link is closed")
-        self._tensors.put(tensor.clone())
+        copied = tensor.clone()
+        self._tensors.put((copied, torch.cuda.current_stream().record_event() if copied.is_cuda else None))
 
     def receive(self, buffer: torch.Tensor) -> None:
         """Waits for the next tensor and copies it into the buffer; both have the same shape and type."""
-        tensor = self._tensors.get()
-        if tensor is None:
+        item = self._tensors.get()
+        if item is None:
             self._tensors.put(None)
             raise LinkClosedError("the link is closed")
+        tensor, copied = item
+        if copied is not None:
+            torch.cuda.current_stream().wait_event(copied)
+            tensor.record_stream(torch.cuda.current_stream())
         if tensor.shape != buffer.shape or tensor.dtype != buffer.dtype:
             raise ValueError(f"received {tensor.dtype} {tuple(tensor.shape)} for {buffer.dtype} {tuple(buffer.shape)}")
         buffer.copy_(tensor)

@@ -23,6 +23,16 @@ class RankPosition:
     tp_size: int
 
     @property
+    def name(self) -> str:
+        """Unique among the engine's ranks."""
+        return f"{self.stage_idx}.{self.tp_rank}"
+
+    @property
+    def everybody(self) -> list[str]:
+        """The names of all ranks."""
+        return [f"{stage}.{rank}" for stage in range(self.num_stages) for rank in range(self.tp_size)]
+
+    @property
     def is_last_stage(self) -> bool:
         return self.stage_idx == self.num_stages - 1
 

@@ -9,11 +9,12 @@ import itertools
 import os
 import threading
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import ray
 
 from ..errors import EngineDeadError
+from ..scheduler.record import Recorder
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.timeline import StageTotals, write_chrome_trace
 from .client_port import MAX_EVENT_FRAMES, MAX_REQUEST_FRAMES, ClientPort
@@ -52,21 +53,19 @@ class _SchedulerActor:
         self._loop: EngineLoop | None = None
         self._info: EngineInfo | None = None
         self._store: Store | None = None
+        self._record: BinaryIO | None = None
         self._client_numbers = itertools.count()
         self._lock = threading.Lock()  # of shutdown against failure
 
     @ray.method
     def start(self) -> EngineInfo:
         """Hires and builds the workers, then serves. Raises what keeps the engine from starting, in its own words."""
-        from .cache_size import num_kv_blocks  # loads torch
-
-        config = self._spec.config
-        num_blocks = num_kv_blocks(config, self._spec.model_config)
         try:
-            self._crew = Crew(self._spec, num_blocks, self._sockets.peer)
+            self._crew = Crew(self._spec, self._sockets.peer)
+            num_blocks = self._num_blocks()
             offers = self._crew.offers()
             ports = self._crew.connect(self._sockets, offers)
-            self._crew.build(self._surroundings(offers))
+            num_blocks = self._crew.build(self._surroundings(offers, num_blocks))
         except BaseException:
             self._dismiss()
             raise
@@ -107,6 +106,7 @@ class _SchedulerActor:
             "num_clients": loop.num_clients,
             "scheduler": asdict(scheduler),
             "stages": stages,
+            "workers": [asdict(port.name) for port in loop.workers],
         }
 
     @ray.method
@@ -114,6 +114,8 @@ class _SchedulerActor:
         """Answers what is open, ends the workers, gives the resources back; the caller then ends this process."""
         if self._loop is not None:
             self._loop.stop(f"engine {self._spec.name!r} was shut down")
+        if self._record is not None:
+            self._record.close()
         if self._crew is not None and self._spec.config.trace is not None:
             write_chrome_trace(self._spec.config.trace, self._crew.spans(_TRACE_TIMEOUT_S))
         self._dismiss()
@@ -123,9 +125,14 @@ class _SchedulerActor:
             raise EngineDeadError(f"engine {self._spec.name!r} is still starting")
         return self._loop
 
-    def _surroundings(self, offers: list[WorkerOffer]) -> list[Surroundings]:
+    def _num_blocks(self) -> int:
+        from .cache_size import num_kv_blocks  # loads torch, while the workers come up
+
+        return num_kv_blocks(self._spec.config, self._spec.model_config)
+
+    def _surroundings(self, offers: list[WorkerOffer], num_blocks: int) -> list[Surroundings]:
         """The links' store and each worker's address; everything stays on the loopback device on one node."""
-        from .links import open_store  # loads torch
+        from .links import open_store
 
         nodes = [offer.peer.node for offer in offers]
         is_one_node = set(nodes) == {self._sockets.peer.node}
@@ -136,6 +143,7 @@ class _SchedulerActor:
                 store=StoreAddress(host, store.port),
                 host=_LOOPBACK if is_one_node else offer.peer.host,
                 num_ranks_here=nodes.count(offer.peer.node),
+                num_blocks=num_blocks,
             )
             for offer in offers
         ]
@@ -146,6 +154,9 @@ class _SchedulerActor:
             config.heartbeat_interval_s, config.stage_timeout_s, result_delay_s=config.result_delay_ms / 1000
         )
         scheduler = Scheduler(scheduler_config(config, self._spec.model_config, num_blocks))
+        if config.record is not None:
+            self._record = open(config.record, "wb")  # noqa: SIM115  # closed when the loop has ended
+            scheduler = Recorder(scheduler, self._record)
         self._loop = EngineLoop(scheduler, ports, settings, self._on_failure)
         self._loop.start()
 

@@ -67,8 +67,11 @@ class StageHost:
             raise EngineDeadError(f"the engine did not reach this rank at {self._plans.address.endpoint}")
         self._start("heartbeat", self._beat)
 
-    def build(self, around: Surroundings) -> None:
-        """Links, weights and cache: afterwards the rank serves plans."""
+    def build(self, around: Surroundings) -> int:
+        """Links, weights and cache: afterwards the rank serves plans. The number of the cache's blocks.
+
+        Where `around` leaves that open, the ranks agree on what the tightest of them holds.
+        """
         engine, config = self._spec.engine, self._spec.engine.config
         torch.set_num_threads(config.num_threads or max(1, _num_cores() // around.num_ranks_here))
         position = RankPosition(
@@ -76,6 +79,12 @@ class StageHost:
         )
         room = LinkRoom(around.store, around.host, config.device, epoch=0, timeout_s=LINK_TIMEOUT_S)
         ports = open_ports(room, position)
+        agreed = [around.num_blocks]
+
+        def agree(num_blocks: int) -> int:
+            agreed[0] = room.least("blocks", num_blocks, position.name, position.everybody)
+            return agreed[0]
+
         module, _, function = engine.stage_builder.partition(":")
         self._runner = cast(
             StageRunner,
@@ -84,13 +93,15 @@ class StageHost:
                 engine.model_config,
                 stage_idx=self._spec.stage_idx,
                 tp_rank=self._spec.tp_rank,
-                num_blocks=self._spec.num_blocks,
+                num_blocks=around.num_blocks,
                 ports=ports,
                 on_result=self._send_result,
                 on_failure=self._report,
+                **({} if around.num_blocks else {"agree_on_blocks": agree}),
             ),
         )
         self._start("plans", self._serve)
+        return agreed[0]
 
     @property
     def timeline(self) -> Timeline:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import ray
 
 from ..scheduler.timeline import Span, StageTotals
@@ -9,20 +11,24 @@ from .cluster import this_place
 from .engine_spec import Surroundings, WorkerOffer, WorkerSpec
 from .sockets import Address, Peer, Sockets
 
+if TYPE_CHECKING:
+    from .stage_host import StageHost
+
 
 class _StageWorker:
     """Light to import, so that the scheduler's process needs no torch to place it; the host behind it loads torch."""
 
-    def __init__(self, spec: WorkerSpec, engine: Peer) -> None:
+    def __init__(self) -> None:
+        self._host: StageHost  # since `open`: what a constructor raises would be told as an actor's death
+
+    @ray.method
+    def open(self, spec: WorkerSpec, engine: Peer) -> WorkerOffer:
+        """Becomes this rank; where it is."""
         from .stage_host import StageHost
 
         place = this_place()
         sockets = Sockets(place.node, place.host, spec.engine.config.transport)
         self._host = StageHost(spec, sockets, engine)
-
-    @ray.method
-    def offer(self) -> WorkerOffer:
-        """Where the worker is."""
         return self._host.offer()
 
     @ray.method
@@ -31,9 +37,9 @@ class _StageWorker:
         self._host.connect(uplink)
 
     @ray.method
-    def build(self, around: Surroundings) -> None:
-        """Makes links and stage; back when the worker serves plans."""
-        self._host.build(around)
+    def build(self, around: Surroundings) -> int:
+        """Makes links and stage; back, with the number of the cache's blocks, when the worker serves plans."""
+        return self._host.build(around)
 
     @ray.method
     def totals(self) -> StageTotals:

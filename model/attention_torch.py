@@ -24,8 +24,8 @@ class TorchAttention:
 
     def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
         spec = self.spec
-        sizes = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-        q, k, v = qkv.view(len(qkv), -1, spec.head_dim).split(sizes, dim=1)
+        sizes = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
+        q, k, v = torch.split(qkv.view(len(qkv), -1, spec.head_dim), sizes, dim=1)
         q, k = rotation.apply(self._normed(q, spec.q_norm)), rotation.apply(self._normed(k, spec.k_norm))
         cache.flat_keys.index_copy_(0, batch.cache_slots, k)
         cache.flat_values.index_copy_(0, batch.cache_slots, v)

@@ -76,7 +76,9 @@ TORCH_KERNELS = Kernels(_torch_rms_norm, DenseLinear, DenseGated, TorchAttention
 def make_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
     """The fastest functions at hand for a device and a type; plain torch where there is nothing faster."""
     if torch.device(device).type != "cpu":
-        return TORCH_KERNELS
+        from .gpu.kernels import gpu_kernels  # Triton is only where GPUs are
+
+        return gpu_kernels(dtype)
     packed = can_pack(dtype)
     library = load_library() if str(dtype).removeprefix("torch.") in CpuLibrary.DTYPES else None
     return Kernels(

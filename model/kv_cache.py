@@ -41,6 +41,11 @@ class KVCache:
         shape = (num_layers, 2, num_blocks, block_size, num_kv_heads_per_rank, head_dim)
         self._data = torch.zeros(shape, dtype=dtype, device=device)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all layers."""
+        return self._data.nbytes
+
     def layer(self, index: int) -> LayerCache:
         """The cache of the rank's `index`-th layer."""
         keys, values = self._data[index]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from .decoder import StageModule
 from .weight_map import Part, Piece, stage_weights
 
 _RANDOM_ROWS = 1024  # rows that share one random stream
+_ROWS_AT_ONCE = 2 * _RANDOM_ROWS  # copied together, so that little lies in memory twice
 
 
 class WeightSource(Protocol):
@@ -48,7 +50,10 @@ def load_weights(
 
 def dummy_weights(module: StageModule, config: ModelConfig, seed: int) -> None:
     """Fills the module at random. The whole model's weights are the same at any partition and tensor_parallel_size."""
-    _fill(module, RandomWeights(seed), stage_weights(config, module.layer_range, module.tp.rank, module.tp.size))
+    device = next(module.parameters()).device
+    _fill(
+        module, RandomWeights(seed, device), stage_weights(config, module.layer_range, module.tp.rank, module.tp.size)
+    )
     module.finish()
 
 
@@ -56,7 +61,7 @@ def dummy_weights(module: StageModule, config: ModelConfig, seed: int) -> None:
 def _fill(module: StageModule, source: WeightSource, pieces: list[Piece]) -> None:
     parameters = dict(module.named_parameters())
     missing = {name: parameter.numel() for name, parameter in parameters.items()}
-    for piece in pieces:
+    for piece in chain.from_iterable(whole.cut(_ROWS_AT_ONCE) for whole in pieces):
         target = parameters[piece.parameter][piece.into]
         target.copy_(source.read(piece) if piece.tensor else torch.zeros(()))
         missing[piece.parameter] -= target.numel()
@@ -128,18 +133,19 @@ class SafetensorsFolder:
 
 
 class RandomWeights:
-    """Weights from a seed: a value depends on the seed, its tensor's name and its place in it alone.
+    """Weights from a seed: a value depends on the seed, its tensor's name, its place and the kind of device alone.
 
     Scaled so that activations keep their size and near-ties of logits are rare: matrices have a standard deviation of
     2 / sqrt(inputs), norms lie around 1, biases around 0.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.seed = seed
+        self.device = device
 
     def read(self, piece: Piece) -> Tensor:
         rows = piece.part[0]
-        first, last = rows.start or 0, rows.stop
+        first, last = rows.start, rows.stop
         blocks = [self._block(piece, b) for b in range(first // _RANDOM_ROWS, -(-last // _RANDOM_ROWS))]
         offset = first // _RANDOM_ROWS * _RANDOM_ROWS
         part: Part = (slice(first - offset, last - offset), *piece.part[1:])
@@ -148,9 +154,9 @@ class RandomWeights:
     def _block(self, piece: Piece, block: int) -> Tensor:
         """Rows block * _RANDOM_ROWS and on, of the whole tensor's width."""
         key = f"{self.seed}/{piece.tensor}/{block}".encode()
-        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
+        generator = torch.Generator(self.device).manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
         rows = min(_RANDOM_ROWS, piece.shape[0] - block * _RANDOM_ROWS)
-        noise = torch.empty(rows, *piece.shape[1:]).uniform_(-1, 1, generator=generator)
+        noise = torch.empty(rows, *piece.shape[1:], device=self.device).uniform_(-1, 1, generator=generator)
         if len(piece.shape) == 2:
             return noise * (2 * math.sqrt(3 / piece.shape[1]))
         return noise * 0.1 + (0.0 if piece.tensor.endswith(".bias") else 1.0)

@@ -62,5 +62,5 @@ def step_costs(config: ModelConfig) -> tuple[int, int]:
 def _size(piece: Piece) -> int:
     size = 1
     for part in piece.part:
-        size *= part.stop - (part.start or 0)
+        size *= part.stop - part.start
     return size

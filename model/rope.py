@@ -42,6 +42,7 @@ class Rotary:
 
     def __init__(self, config: RopeConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
+        self.device = torch.device(device)
         self._scale = _attention_factor(config)
         self._frequencies = _frequencies(config).to(device)  # [rotary_dim / 2] float32
 

@@ -106,9 +106,8 @@ class SamplerSink:
         inputs, rows = work.inputs, work.inputs.sample_rows
         work.sampling = self.sampler.prepare(inputs, self.mirror)
         work.prompt = self.prompt_logprobs.prepare(inputs, self.mirror)
-        device = work.batch.positions.device
-        work.sample_offsets = torch.from_numpy(inputs.query_starts[rows + 1] - 1).to(device, torch.int64)
-        work.sample_slots = torch.from_numpy(inputs.slots[rows]).to(device, torch.int64)
+        work.sample_offsets = torch.from_numpy(inputs.query_starts[rows + 1] - 1).to(torch.int64)
+        work.sample_slots = torch.from_numpy(inputs.slots[rows]).to(torch.int64)
         return []
 
     def compute(self, work: StepWork, layers: Event) -> Event:
@@ -159,5 +158,9 @@ class SamplerSink:
 
 
 def _tokens(work: StepWork) -> Tensor:
+    """The sampled tokens, for the lane that sends them: the step may have retired before that has."""
     assert work.sampled is not None
-    return work.sampled.token_ids
+    tokens = work.sampled.token_ids
+    if tokens.is_cuda:
+        tokens.record_stream(torch.cuda.current_stream(tokens.device))
+    return tokens

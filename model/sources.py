@@ -51,8 +51,8 @@ class TokenSource:
         """Receives the tokens that this step's rows were given, and those of every step before."""
         inputs = work.inputs
         if len(inputs.future_rows):
-            work.future_offsets = self._on_device(inputs.query_starts[inputs.future_rows])
-            work.future_slots = self._on_device(inputs.slots[inputs.future_rows])
+            work.future_offsets = _host_tensor(inputs.query_starts[inputs.future_rows])
+            work.future_slots = _host_tensor(inputs.slots[inputs.future_rows])
         if self._link is None:
             return []
         return [self._receive_one(work, returned.slots) for returned in inputs.returns][-1:]
@@ -61,7 +61,7 @@ class TokenSource:
         link = self._link
         assert link is not None
         tokens = torch.empty(len(slots), dtype=torch.int64, device=self._future_map.tokens.device)
-        work.returned.append((self._on_device(slots), tokens))
+        work.returned.append((_host_tensor(slots), tokens))
         return self._device.enqueue(
             "token_receive", lambda: link.receive(tokens), cause="tokens", step=work.inputs.step
         )
@@ -78,8 +78,10 @@ class TokenSource:
     def consumed(self, computed: Event) -> None:
         """Token buffers are the step's own."""
 
-    def _on_device(self, values: Ints) -> Tensor:
-        return torch.from_numpy(values.astype("int64")).to(self._future_map.tokens.device, non_blocking=True)
+
+def _host_tensor(values: Ints) -> Tensor:
+    """For the launcher to put onto the device."""
+    return torch.from_numpy(values.astype("int64"))
 
 
 class LinkSource:

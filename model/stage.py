@@ -23,6 +23,7 @@ from .batch import Batch
 from .decoder import StageModule, build_stage_module
 from .future_map import FutureMap
 from .kv_cache import KVCache
+from .launch import Launcher, StepLimits, make_launcher
 from .loader import dummy_weights, load_weights
 from .logprobs import PromptLogprobs
 from .partition import partition_layers
@@ -49,16 +50,15 @@ class StagePorts:
 class PipelineStage:
     """The Stage protocol over a source, a module and a sink."""
 
-    def __init__(self, device: Device, torch_device: torch.device, source: Source, module: StageModule, sink: Sink):
+    def __init__(self, device: Device, source: Source, launcher: Launcher, sink: Sink):
         self._device = device
-        self._torch_device = torch_device
         self._source = source
-        self._module = module
+        self._launcher = launcher
         self._sink = sink
 
     def prepare(self, inputs: StepInput) -> StepWork:
-        """The step's tensors on the device."""
-        return StepWork(inputs, Batch.from_step(inputs, self._torch_device))
+        """The step's tensors on the host."""
+        return StepWork(inputs, Batch.from_step(inputs))
 
     def receive(self, work: StepWork) -> Sequence[Event]:
         """Enqueues the receives; also waits for the sink's buffer to be free."""
@@ -69,7 +69,8 @@ class PipelineStage:
 
         def run() -> None:
             with torch.inference_mode():
-                work.hidden = self._module(self._source.load(work), work.batch)
+                self._launcher.upload(work)
+                work.hidden = self._launcher.forward(self._source.load(work), work.batch)
 
         layers = self._device.enqueue("compute", run, after, cause="compute", step=work.inputs.step)
         self._source.consumed(layers)
@@ -94,14 +95,30 @@ def build_stage(
     ports: StagePorts,
     on_result: Callable[[StepResult], None],
     on_failure: Callable[[BaseException], None],
+    agree_on_blocks: Callable[[int], int] | None = None,
 ) -> StageScheduler:
     """Loads one rank's share of the model and puts its stage together, ready for plan 0.
 
-    `config.model` is a folder. Raises ConfigError for a partition that doesn't fit, ModelError for a damaged folder.
+    `config.model` is a folder. With `num_blocks` 0 the rank measures how many blocks its memory holds, and
+    `agree_on_blocks` answers with the number that all ranks take. Raises ConfigError for a partition or a device that
+    doesn't fit, ModelError for a damaged folder.
     """
-    builder = _StageBuilder(config, model_config, stage_idx, tp_rank, num_blocks, ports)
-    stage = PipelineStage(builder.device, builder.torch_device, builder.source(), builder.module, builder.sink())
+    builder = _StageBuilder(config, model_config, stage_idx, tp_rank, ports)
+    launcher = builder.launcher(num_blocks, agree_on_blocks)
+    stage = PipelineStage(builder.device, builder.source(), launcher, builder.sink())
     return StageScheduler(stage, builder.mirror, builder.device, on_result, on_failure, builder.timeline)
+
+
+def make_device(
+    config: EngineConfig, dtype: torch.dtype, timeline: Timeline, name: str
+) -> tuple[Device, torch.device]:
+    """What the lanes run on, and where the tensors are."""
+    if config.device != "cuda":
+        return CpuDevice(timeline, name), torch.device("cpu")
+    from .gpu.device import CudaDevice, check_cuda
+
+    check_cuda(dtype)
+    return CudaDevice(timeline), torch.device("cuda", torch.cuda.current_device())
 
 
 class _StageBuilder:
@@ -113,24 +130,34 @@ class _StageBuilder:
         model_config: ModelConfig,
         stage_idx: int,
         tp_rank: int,
-        num_blocks: int,
         ports: StagePorts,
     ) -> None:
         self.config, self.model_config, self.ports = config, model_config, ports
         self.tp_rank = tp_rank
         self.is_first = stage_idx == 0
         self.is_last = stage_idx == config.pipeline_parallel_size - 1
-        self.torch_device = torch.device("cpu")
         self.dtype: torch.dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
         self.timeline = Timeline(keep_spans=config.trace is not None)
-        self.device: Device = CpuDevice(self.timeline, name=f"stage{stage_idx}.{tp_rank}")
-        max_model_len = config.max_model_len or model_config.max_model_len
-        self.mirror = Mirror(config.max_num_seqs, -(-max_model_len // config.block_size), config.block_size)
+        self.device, self.torch_device = make_device(
+            config, self.dtype, self.timeline, name=f"stage{stage_idx}.{tp_rank}"
+        )
+        self.limits = StepLimits(
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.max_model_len or model_config.max_model_len,
+            config.block_size,
+            model_config.hidden_size,
+            self.dtype,
+        )
+        self.mirror = Mirror(config.max_num_seqs, self.limits.max_blocks_per_seq, config.block_size)
         self.future_map = FutureMap(config.max_num_seqs, self.torch_device)
         layers = partition_layers(model_config, config.pipeline_parallel_size, config.pipeline_layer_partition)
-        self.module = self._module(layers[stage_idx], num_blocks)
+        self.module = self._module(layers[stage_idx])
+        self.sampler: Sampler | None = None
+        if self.is_last:
+            self.sampler = Sampler(config.max_num_seqs, model_config.vocab_size, self.torch_device)
 
-    def _module(self, layers: range, num_blocks: int) -> StageModule:
+    def _module(self, layers: range) -> StageModule:
         config, model_config, tp = self.config, self.model_config, self.ports.tensor_parallel
         module = build_stage_module(
             model_config,
@@ -145,12 +172,34 @@ class _StageBuilder:
             dummy_weights(module, model_config, config.seed)
         else:
             load_weights(module, config.model, model_config, layers, tp.rank, tp.size)
-        heads = kv_heads_per_rank(model_config.num_key_value_heads, tp.size)
-        cache = KVCache(
-            len(layers), num_blocks, config.block_size, heads, model_config.head_dim, self.dtype, self.torch_device
-        )
-        module.bind_cache(cache)
         return module
+
+    def launcher(self, num_blocks: int, agree: Callable[[int], int] | None) -> Launcher:
+        """The way into the layers, with the cache in place and everything warmed."""
+        if self.torch_device.type == "cuda":
+            from .gpu.warmup import blocks_in_memory
+
+            measured = blocks_in_memory(self.module, self.sampler, self.limits, self.config, self._cache)
+            if not num_blocks:
+                assert agree is not None, "somebody must decide on the number of blocks"
+                num_blocks = agree(measured)
+        scratch = int(self.torch_device.type == "cuda")  # a block for the rows that pad a step
+        self.module.bind_cache(self._cache(num_blocks + scratch))
+        eager = self.config.enforce_eager
+        return make_launcher(self.module, self.torch_device, self.limits, num_blocks, eager)
+
+    def _cache(self, num_blocks: int) -> KVCache:
+        model_config = self.model_config
+        heads = kv_heads_per_rank(model_config.num_key_value_heads, self.ports.tensor_parallel.size)
+        return KVCache(
+            len(self.module.layer_range),
+            num_blocks,
+            self.config.block_size,
+            heads,
+            model_config.head_dim,
+            self.dtype,
+            self.torch_device,
+        )
 
     def source(self) -> Source:
         if self.is_first:
@@ -162,13 +211,13 @@ class _StageBuilder:
         if not self.is_last:
             assert self.ports.downstream is not None
             return LinkSink(self.device, self.ports.downstream, self._link_buffers())
-        vocab_size = self.model_config.vocab_size
+        assert self.sampler is not None
         return SamplerSink(
             device=self.device,
             module=self.module,
             mirror=self.mirror,
-            sampler=Sampler(self.config.max_num_seqs, vocab_size, self.torch_device),
-            prompt_logprobs=PromptLogprobs(vocab_size, self.torch_device),
+            sampler=self.sampler,
+            prompt_logprobs=PromptLogprobs(self.model_config.vocab_size, self.torch_device),
             future_map=self.future_map if self.is_first else None,
             link=self.ports.token_send,
             answers=self.tp_rank == 0,

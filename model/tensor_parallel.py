@@ -7,15 +7,12 @@ in step without further talk.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 class TensorParallel(Protocol):
@@ -86,9 +83,9 @@ class ThreadTensorParallel:
 
 
 class ProcessGroupTensorParallel:
-    """Ranks as processes, over a torch process group object (gloo here, NCCL on GPUs)."""
+    """Ranks as processes, over a process group object of torch (gloo's or NCCL's class; no world group is needed)."""
 
-    def __init__(self, group: ProcessGroup) -> None:
+    def __init__(self, group: Any) -> None:
         self.rank: int = group.rank()
         self.size: int = group.size()
         self._group = group

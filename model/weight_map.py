@@ -7,12 +7,12 @@ the same list. Checkpoint names are the Hugging Face ones, parameter names are `
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..configs.model_config import ModelConfig
 from .tensor_parallel import kv_heads_per_rank, padded_vocab_per_rank, shard
 
-Part = tuple[slice, ...]
+Part = tuple[slice, ...]  # for each dimension, start and stop
 
 
 @dataclass(slots=True, frozen=True)
@@ -24,6 +24,15 @@ class Piece:
     tensor: str  # its name in the checkpoint
     shape: tuple[int, ...]  # of the whole tensor in the checkpoint
     part: Part
+
+    def cut(self, num_rows: int) -> Iterator[Piece]:
+        """The same copy in steps of at most so many rows."""
+        into, part = self.into[0], self.part[0]
+        for row in range(0, part.stop - part.start, num_rows):
+            count = min(num_rows, part.stop - part.start - row)
+            ours = slice(into.start + row, into.start + row + count)
+            theirs = slice(part.start + row, part.start + row + count)
+            yield replace(self, into=(ours, *self.into[1:]), part=(theirs, *self.part[1:]))
 
 
 @dataclass(slots=True, frozen=True)
@@ -112,15 +121,17 @@ class _RankWeights:
         for row in rows:
             into, part = slice(row.offset, row.offset + row.count), slice(row.start, row.start + row.count)
             shape = (row.total, hidden)
-            yield Piece(f"{to}.weight", (into, slice(hidden)), f"{row.tensor}.weight", shape, (part, slice(hidden)))
+            yield Piece(
+                f"{to}.weight", (into, slice(0, hidden)), f"{row.tensor}.weight", shape, (part, slice(0, hidden))
+            )
             if bias:
                 yield Piece(f"{to}.bias", (into,), f"{row.tensor}.bias", (row.total,), (part,))
 
     def _row_parallel(self, to: str, source: str, inputs: tuple[int, int], bias: bool) -> Iterator[Piece]:
         total, width = inputs
         hidden = self.config.hidden_size
-        part = (slice(hidden), slice(self.rank * width, (self.rank + 1) * width))
-        yield Piece(f"{to}.weight", (slice(hidden), slice(width)), f"{source}.weight", (hidden, total), part)
+        part = (slice(0, hidden), slice(self.rank * width, (self.rank + 1) * width))
+        yield Piece(f"{to}.weight", (slice(0, hidden), slice(0, width)), f"{source}.weight", (hidden, total), part)
         if bias:
             yield self.whole(f"{to}.bias", f"{source}.bias", hidden)
 
@@ -131,11 +142,11 @@ class _RankWeights:
         start = self.rank * per_rank
         count = max(0, min(per_rank, vocab - start))
         if count:
-            part = (slice(start, start + count), slice(hidden))
-            yield Piece(to, (slice(0, count), slice(hidden)), source, (vocab, hidden), part)
+            part = (slice(start, start + count), slice(0, hidden))
+            yield Piece(to, (slice(0, count), slice(0, hidden)), source, (vocab, hidden), part)
         if count < per_rank:
-            padding = (slice(count, per_rank), slice(hidden))
+            padding = (slice(count, per_rank), slice(0, hidden))
             yield Piece(to, padding, "", (per_rank - count, hidden), padding)
 
     def whole(self, to: str, source: str, size: int) -> Piece:
-        return Piece(to, (slice(size),), source, (size,), (slice(size),))
+        return Piece(to, (slice(0, size),), source, (size,), (slice(0, size),))

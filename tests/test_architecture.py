@@ -24,7 +24,7 @@ FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 MAX_LINES = 400
 ROOT_ENTRIES = {
     *("actors", "configs", "docker", "model", "scheduler", "tests", "pyproject.toml", "Makefile", "py.typed"),
-    *("README.md", "DESIGN.md", "LOG.md", "LICENSE", ".ci", ".gitignore", ".dockerignore"),
+    *("README.md", "DESIGN.md", "LOG.md", "LICENSE", ".ci", ".gitignore"),
     *("__init__.py", "__main__.py", "cli.py", "errors.py"),
 }
 

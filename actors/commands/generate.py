@@ -104,7 +104,8 @@ def _show(
                 report.add(output)
                 progress.advance(output.num_generated_tokens)
                 text = marks.mark(index, text) if marks else text
-            view.update(index, text, output.finished)
+            if output.finished or len(output.outputs) == 1:
+                view.update(index, text, output.finished)
     view.close()
     return report
 

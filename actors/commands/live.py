@@ -38,9 +38,8 @@ class Growing:
         self._shown = ""
 
     def update(self, index: int, text: str, finished: bool) -> None:
-        """Writes what is new; a text that has changed starts again on a new line."""
-        new = text[len(self._shown) :] if text.startswith(self._shown) else f"\n{text}"
-        print(new, end="\n" if finished else "", flush=True)
+        """Writes what is new."""
+        print(text.removeprefix(self._shown), end="\n" if finished else "", flush=True)
         self._shown = text
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class CpuLibrary:
         """(layer, step, qkv, queries, out)"""
         return self._function(f"attend_{dtype}", *[ctypes.c_void_p] * 5)
 
-    def _function(self, name: str, *argument_types: type[ctypes._SimpleCData[object]]) -> ctypes._NamedFuncPointer:
+    def _function(self, name: str, *argument_types: Any) -> ctypes._NamedFuncPointer:
         function = self._library[name]
         function.argtypes = argument_types
         function.restype = None

@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests of a session, ended by itself."""
+"""A Ray cluster for a module's tests, and a model folder that costs nothing."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TINY_CONFIG = {
 }
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local cluster of 16 CPUs, which this process is in."""
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[str]:
+    """A local cluster of 16 CPUs, which this process is in; its address."""
     import ray
 
     ray.init(
@@ -36,7 +36,7 @@ def ray_cluster() -> Iterator[None]:
         log_to_driver=False,
         namespace="penstock",
     )
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 

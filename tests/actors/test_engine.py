@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ import ray
 from penstock.actors.engine import EngineHandle, find_engine, start_engine
 from penstock.configs.engine import EngineConfig
 from penstock.errors import ClusterError, ConfigError, EngineDeadError, EngineNotFoundError, RequestError
+from penstock.scheduler.record import replay
 
 from .rig import Answers, eventually, fake_output, request
 
@@ -127,7 +130,7 @@ def test_a_killed_engine_is_noticed_by_its_client(tiny_folder: str) -> None:
 
 
 def test_what_keeps_a_stage_from_starting_is_told_in_its_own_words(tiny_folder: str) -> None:
-    with pytest.raises(ConfigError, match="^9 pipeline stages can't share 8 layers"):
+    with pytest.raises(ConfigError, match=r"^9 pipeline stages can't share 8 layers"):
         start(tiny_folder, pipeline_parallel_size=9)
     with pytest.raises(EngineDeadError, match=r"^stage [01] rank 0: ValueError: no stage today$"):
         start(tiny_folder, "penstock.tests.actors.fake_stage:build_nothing", pipeline_parallel_size=2, name="broken")
@@ -190,6 +193,22 @@ def test_closing_a_client_answers_what_is_open_and_aborts_it_in_the_engine(share
     eventually(lambda: shared.stats()["num_clients"] == 0 and shared.stats()["scheduler"]["running"] == 0)
 
 
+def test_a_stopped_client_slows_nobody_and_gets_its_tokens_when_it_goes_on(
+    shared: EngineHandle, ray_cluster: str
+) -> None:
+    command = [sys.executable, "-m", "penstock.tests.actors.stopped_client", "shared"]
+    env = os.environ | {"RAY_ADDRESS": ray_cluster}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGSTOP)
+        for _ in range(5):
+            assert serve(shared).tokens["r7"] == fake_output(10, 6)
+        eventually(lambda: shared.stats()["scheduler"]["running"] == 0, timeout_s=60)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "right\n"
+
+
 def test_a_detached_engine_is_ended_by_whoever_finds_it(tiny_folder: str) -> None:
     handle = start(tiny_folder, name="apart", detached=True)
     found = find_engine("apart")
@@ -203,8 +222,12 @@ def test_sockets_over_tcp_serve_as_well(tiny_folder: str) -> None:
         assert serve(handle).tokens["r1"] == fake_output(4, 6)
 
 
-def test_a_trace_is_written_at_the_end(tiny_folder: str, tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
-    with start(tiny_folder, "penstock.model.stage:build_stage", pipeline_parallel_size=2, trace=str(path)) as handle:
+def test_a_run_leaves_its_trace_and_a_record_that_replays(tiny_folder: str, tmp_path: Path) -> None:
+    trace, record = tmp_path / "run.json", tmp_path / "run.record"
+    settings = {"pipeline_parallel_size": 2, "trace": str(trace), "record": str(record)}
+    with start(tiny_folder, "penstock.model.stage:build_stage", **settings) as handle:
         serve(handle)
-    assert "stage 1 rank 0" in path.read_text()
+    assert "stage 1 rank 0" in trace.read_text()
+    report = replay(record)
+    assert report.num_plans > 6
+    assert report.difference is None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from penstock.actors.collect import collect
+from penstock.actors.frontdesk import Arrival
 from penstock.actors.outputs import Logprob, RequestOutput
 from penstock.actors.prompts import Prompt
 from penstock.configs.sampling import RequestOutputKind, SamplingParams
@@ -19,9 +20,12 @@ Script = Callable[[NewRequest], Iterable[TokenEvent]]
 
 
 def ask(engine: FakeEngine, prompt: Prompt = "?", tokenizer: bool = True, **params: object) -> list[RequestOutput]:
-    """Every snapshot of one answer."""
+    """A snapshot of one answer after each event, until it is finished."""
     desk = desk_of(engine, tokenizer)
-    return [answer.output() for answer in collect(desk, desk.prepare([prompt], SamplingParams(**params)))]
+    (answer,) = desk.prepare([prompt], SamplingParams(**params))
+    arrivals: list[Arrival] = []
+    desk.submit(answer, arrivals.append)
+    return [desk.accept(arrival).output() for arrival in arrivals if not answer.finished]
 
 
 def says(*pieces: str | bytes, **options: str | None) -> FakeEngine:
@@ -145,9 +149,17 @@ def test_without_a_tokenizer_ids_go_in_and_come_out() -> None:
 )
 def test_a_stream_yields_what_its_kind_says(kind: RequestOutputKind, texts: list[str]) -> None:
     desk = desk_of(says("a", "b", "c"))
-    answers = collect(desk, desk.prepare(["?"], SamplingParams(output_kind=kind)))
-    outputs = [output for answer in answers if (output := answer.next_output()) is not None]
+    (answer,) = desk.prepare(["?"], SamplingParams(output_kind=kind))
+    arrivals: list[Arrival] = []
+    desk.submit(answer, arrivals.append)
+    outputs = [output for each in arrivals if (output := desk.accept(each).next_output()) is not None]
     assert [output.outputs[0].text for output in outputs] == texts
+
+
+def test_events_that_came_together_are_one_step_of_each_answer() -> None:
+    desk = desk_of(FakeEngine(echo))
+    steps = [answer.output() for answer in collect(desk, desk.prepare(["abc", "de"], SamplingParams()))]
+    assert [(output.outputs[0].text, output.finished) for output in steps] == [("abc", True), ("de", True)]
 
 
 def test_only_so_many_requests_are_open_at_once() -> None:

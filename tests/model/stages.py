@@ -114,7 +114,7 @@ def logits_by_sequence(pipeline: Pipeline, sequences: Sequences, schedule: list[
     """Runs the steps and gives each sequence's logits in the order of its tokens."""
     gathered: list[list[Tensor]] = [[] for _ in sequences.token_ids]
     for counts in schedule:
-        parts = pipeline.logits(sequences.step(counts)).split(list(counts.values()))
+        parts = torch.split(pipeline.logits(sequences.step(counts)), list(counts.values()))
         for slot, part in zip(counts, parts, strict=True):
             gathered[slot].append(part)
     return [torch.cat(parts) for parts in gathered]

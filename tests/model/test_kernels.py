@@ -74,8 +74,8 @@ def test_packed_products_are_the_plain_ones(dtype: torch.dtype, rows: int, has_b
     weight, bias = torch.randn(88, 40).to(dtype) * 0.2, torch.randn(88).to(dtype) if has_bias else None
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     gate, up = exact.chunk(2, dim=-1)
-    close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 3e-2, "rtol": 2e-2}
+    atol, rtol = (1e-5, 1e-5) if dtype == torch.float32 else (3e-2, 2e-2)
     product = PackedLinear(weight, bias)
-    torch.testing.assert_close(product(x).double(), exact, **close)
-    torch.testing.assert_close(product(x, residual).double(), exact + residual.double(), **close)
-    torch.testing.assert_close(PackedGated(weight, bias)(x).double(), F.silu(gate) * up, **close)
+    torch.testing.assert_close(product(x).double(), exact, atol=atol, rtol=rtol)
+    torch.testing.assert_close(product(x, residual).double(), exact + residual.double(), atol=atol, rtol=rtol)
+    torch.testing.assert_close(PackedGated(weight, bias)(x).double(), F.silu(gate) * up, atol=atol, rtol=rtol)

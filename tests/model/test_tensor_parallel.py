@@ -10,7 +10,7 @@ from threading import BrokenBarrierError
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed import HashStore, PrefixStore, ProcessGroupGloo
+from torch._C._distributed_c10d import HashStore, PrefixStore, ProcessGroupGloo
 
 from penstock.model.tensor_parallel import (
     NoTensorParallel,

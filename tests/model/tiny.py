@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,7 @@ TINY_MODELS = {
 
 def write_tiny_model(folder: Path, name: str, seed: int = 0, dtype: str = "float32") -> Any:
     """Writes the folder and returns transformers' model, in evaluation mode."""
-    import transformers
-
+    transformers: Any = import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
     shape = TINY_MODELS[name]
     config = _config(shape, transformers, dtype)

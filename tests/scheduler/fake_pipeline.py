@@ -6,7 +6,7 @@ plan that reads a block too early, shares a wrong one, loses one or writes into 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +41,7 @@ class FakeStages:
     mirror: Mirror = field(init=False)
     sequences: list[list[int]] = field(init=False)  # [slots] hashes up to each position that is written
     future: list[int] = field(init=False)  # [slots] the newest sampled token
+    sampled_slots: list[int] = field(init=False)  # of the newest step
 
     def __post_init__(self) -> None:
         size, num_slots = self.config.block_size, self.config.max_num_seqs
@@ -57,6 +58,7 @@ class FakeStages:
         self._read_before = self._blocks_in_use(set(plan.released.tolist()))
         inputs = self.mirror.apply(plan)
         sampled = set(inputs.sample_rows.tolist())
+        self.sampled_slots = inputs.slots[inputs.sample_rows].tolist()
         tokens = [self._run_row(inputs, row, row in sampled) for row in range(inputs.num_rows)]
         result = StepResult(plan.step, ints([tokens[row] for row in inputs.sample_rows]), plan.epoch)
         for row in range(inputs.num_rows):
@@ -189,6 +191,7 @@ class Pipeline:
         self.plans: list[StepPlan] = []
         self.plan_bytes: list[bytes] = []
         self.clients: dict[str, Seen] = {}
+        self.num_sampled: Counter[str] = Counter()  # tokens that the stages sampled for each request
 
     def _is_live(self, slot: int) -> bool:
         return bool(self.scheduler._life.table.requests[slot].blocks)
@@ -216,7 +219,16 @@ class Pipeline:
             self.plans.append(plan)
             self.plan_bytes.append(data)
             self.results.append(encode_result(self.stages.run(decode_plan(data))))
+            self._check_kept_tokens(plan)
         return plan
+
+    def _check_kept_tokens(self, plan: StepPlan) -> None:
+        """Whoever registers again knows every token that was sampled for it before: none is lost or sampled twice."""
+        names = [request.request_id for request in self.scheduler._life.table.requests]
+        for r in plan.registrations:
+            num_generated = len(r.token_ids) - r.num_prompt_tokens
+            assert num_generated == self.num_sampled[names[r.slot]], f"{names[r.slot]} resumes with {num_generated}"
+        self.num_sampled.update(names[slot] for slot in self.stages.sampled_slots)
 
     def retire(self) -> None:
         """The oldest result reaches the scheduler."""

@@ -24,10 +24,9 @@ def run_examples(count: int, steps: int) -> None:
 
 
 def test_scheduler_holds_under_random_load() -> None:
-    run_examples(count=60, steps=40)
-    assert totals["preemptions"] > 20
-    assert totals["prefix hit tokens"] > 100
-    assert min(totals[reason] for reason in ("stop", "length", "abort", "error")) > 20
+    run_examples(count=80, steps=40)
+    for what in ("preemptions", "prefix hit tokens", "balanced", "stop", "length", "abort", "error"):
+        assert totals[what] >= 10, f"the load has met only {totals[what]} x {what}"
 
 
 @pytest.mark.slow

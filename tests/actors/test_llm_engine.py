@@ -1,34 +1,28 @@
-"""The faces over a real engine: the demo model in two stages, in this process's cluster and from the command line."""
+"""The Python faces over a real engine: the demo model in two stages."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import penstock
+from penstock.actors.async_engine import AsyncEngine
 from penstock.actors.llm import LLM
-from penstock.actors.prompts import PromptError
+from penstock.actors.prompts import Prompt, PromptError
 from penstock.configs.sampling import SamplingParams
 from penstock.errors import EngineDeadError
 from penstock.model.demo.questions import sample
 
 GREEDY = SamplingParams(temperature=0, max_tokens=128)
-COMMAND = [sys.executable, "-m", "penstock"]
 
 
 @pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
+def llm(ray_cluster: None) -> Iterator[LLM]:
     """One engine for all tests of this file."""
-    with LLM("demo", pipeline_parallel_size=2, max_num_seqs=32, num_kv_blocks=256, num_cpus=4) as face:
+    with LLM("demo", pipeline_parallel_size=2, max_num_seqs=32, num_kv_blocks=256) as face:
         yield face
 
 
@@ -38,6 +32,13 @@ def test_held_out_questions_are_answered_right(llm: LLM) -> None:
     right = [output.outputs[0].text == question.answer for output, question in zip(outputs, asked, strict=True)]
     assert sum(right) >= 38
     assert {output.outputs[0].finish_reason for output in outputs} == {"stop"}
+
+
+def test_a_streamed_answer_grows(llm: LLM) -> None:
+    texts = [output.outputs[0].text for _, output in llm.stream("17 + 25 =", GREEDY)]
+    assert texts[-1] == " 42"
+    assert len(texts) > 1
+    assert all(" 42".startswith(text) for text in texts)
 
 
 def test_a_stop_string_ends_the_request_in_the_engine_too(llm: LLM) -> None:
@@ -74,16 +75,16 @@ def test_logprobs_come_for_every_token_of_answer_and_prompt(llm: LLM) -> None:
 
 
 def test_bad_requests_leave_the_others_alone(llm: LLM) -> None:
-    with pytest.raises(PromptError, match=r"prompt 1: has 600 tokens; with max_model_len \d+"):
-        llm.generate(["17 + 25 =", [1] * 600], GREEDY)
-    requests = iter([("", GREEDY), ("17 + 25 =", GREEDY), ([264], GREEDY)])
-    outputs = dict(llm.complete(requests, max_open=4))  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match=r"prompt 0: has 600 tokens; with max_model_len \d+"):
+        llm.generate([7, *[1] * 599], GREEDY)
+    prompts: list[Prompt] = ["", "17 + 25 =", [264]]
+    outputs = dict(llm.complete(((prompt, GREEDY) for prompt in prompts), max_open=4))
     assert [outputs[at].error is None for at in range(3)] == [False, True, False]
     assert outputs[1].outputs[0].text == " 42"
 
 
 def test_many_asynchronous_streams_run_at_once_and_one_is_aborted(llm: LLM) -> None:
-    async def ask(engine: penstock.actors.async_engine.AsyncEngine, number: int) -> str:
+    async def ask(engine: AsyncEngine, number: int) -> str:
         text = ""
         async for output in engine.generate(f"{number} + 1 =", GREEDY):
             text = output.outputs[0].text
@@ -108,47 +109,3 @@ def test_a_shut_down_engine_says_so() -> None:
     face.shutdown()
     with pytest.raises(EngineDeadError):
         face.generate("a")
-
-
-def test_the_command_answers_traces_records_and_replays(tmp_path: Path) -> None:
-    flags = ["--pipeline-parallel-size", "2", "--num-questions", "6", "--trace", "t.json", "--record", "r.record"]
-    done = subprocess.run(
-        [*COMMAND, "generate", *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 6
-    assert "stage 1 busy" in done.stderr
-    assert json.loads((tmp_path / "t.json").read_text())
-    replayed = subprocess.run(
-        [*COMMAND, "replay", "r.record"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert replayed.returncode == 0, replayed.stderr
-    assert "every byte the same" in replayed.stdout
-
-
-def test_ctrl_c_ends_a_command_and_everything_that_it_started(tmp_path: Path) -> None:
-    flags = ["--prompt", "a", "--max-tokens", "450", "--ignore-eos", "--n", "64"]
-    with subprocess.Popen(
-        [*COMMAND, "generate", *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as command:
-        assert command.stdout is not None
-        command.stdout.read(1)  # it generates
-        os.killpg(command.pid, signal.SIGINT)
-        assert command.wait(30) == 130
-    deadline = time.monotonic() + 10
-    while (left := processes_of(command.pid)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert left == []
-
-
-def processes_of(session: int) -> list[str]:
-    """The command lines of a session's living processes."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append((folder / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue  # it has just ended
-    return found

@@ -1,0 +1,99 @@
+"""Attention by FlashAttention over the paged cache: version 3 on Hopper, 2 elsewhere; torch where neither is at hand.
+
+The kernels are found at run time: `vllm.vllm_flash_attn` (vLLM's wheel) or `vllm_flash_attn` (standalone).
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache, partial
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..attention import Attention, AttentionSpec
+from ..attention_torch import TorchAttention
+from ..batch import Batch
+from ..kv_cache import LayerCache
+from ..rope import Rotation
+from .fused import rotate_and_store
+
+log = logging.getLogger(__name__)
+
+_MODULES = ("vllm.vllm_flash_attn", "vllm_flash_attn")
+_BLOCK_MULTIPLE = 16  # tokens; what the paged kernels take
+_MAX_HEAD_DIM = 256
+
+
+class FlashKernel(Protocol):
+    """`flash_attn_varlen_func` with the version filled in."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor: ...
+
+
+@cache
+def find_flash_attention() -> FlashKernel | None:
+    """The best kernel of this machine; None, after one warning, where there is none."""
+    versions = (3, 2) if torch.cuda.get_device_capability()[0] == 9 else (2,)
+    for name in _MODULES:
+        try:
+            interface = import_module(f"{name}.flash_attn_interface")
+        except (ImportError, OSError):
+            continue
+        for version in versions:
+            if getattr(interface, f"FA{version}_AVAILABLE", False):
+                log.info("attention by FlashAttention %d of %s", version, name)
+                return partial(interface.flash_attn_varlen_func, fa_version=version)
+    log.warning("no FlashAttention is installed (vllm_flash_attn, or vllm's): torch attends instead, slowly")
+    return None
+
+
+class FlashAttention:
+    """`Attention` by one fused kernel for what comes before, and one for attention."""
+
+    def __init__(self, spec: AttentionSpec, kernel: FlashKernel) -> None:
+        self.spec = spec
+        self._kernel = kernel
+        self._window = [-1, -1] if spec.window is None else [spec.window - 1, 0]
+
+    def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
+        queries = rotate_and_store(qkv, rotation, self.spec, cache, batch.cache_slots)
+        out = self._kernel(
+            queries,
+            cache.keys,
+            cache.values,
+            max_seqlen_q=longest_query(batch),
+            cu_seqlens_q=batch.query_starts,
+            max_seqlen_k=batch.max_seq_len,
+            seqused_k=batch.seq_lens,
+            block_table=batch.block_table,
+            softmax_scale=self.spec.scale,
+            causal=True,
+            window_size=self._window,
+        )
+        return out.view(len(qkv), -1)
+
+
+def longest_query(batch: Batch) -> int:
+    """Most tokens of a row."""
+    if batch.all_decode:
+        return 1
+    if "longest query" not in batch.prepared:
+        batch.prepared["longest query"] = int(np.diff(batch.host_query_starts).max())
+    return int(batch.prepared["longest query"])
+
+
+def make_attention(dtype: torch.dtype, spec: AttentionSpec) -> Attention:
+    """FlashAttention where it serves the type and the head's size, else torch."""
+    kernel = find_flash_attention() if dtype in (torch.bfloat16, torch.float16) else None
+    if kernel is None or spec.head_dim > _MAX_HEAD_DIM or spec.head_dim % 8:
+        return TorchAttention(spec)
+    return FlashAttention(spec, kernel)
+
+
+def serves_block_size(block_size: int) -> bool:
+    """Whether the paged kernels take blocks of so many tokens."""
+    return block_size % _BLOCK_MULTIPLE == 0

@@ -1,0 +1,39 @@
+"""Device time as host time: CUDA events on the clock of `time.monotonic_ns`.
+
+An event's time is measured from an anchor, an event whose host time is known. Event distances are 32-bit floats of
+milliseconds, exact to less than a microsecond within seconds, so the anchor moves along. The two clocks drift apart by
+microseconds a second; a host that waited for an event knows it over at once, which corrects the anchor as it moves.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...scheduler.timeline import now_ns
+
+_MOVE_AFTER_NS = 1_000_000_000
+_WAKE_NS = 10_000  # from an event's completion to the return of the host's wait for it
+_NEVER = 1 << 62
+
+
+class DeviceClock:
+    """Host times of one device's events. Used by one thread."""
+
+    def __init__(self) -> None:
+        self._anchor = torch.cuda.Event(enable_timing=True)
+        self._anchor.record()
+        self._anchor.synchronize()
+        self._anchor_ns = now_ns()
+        self._least_lag_ns = _NEVER
+
+    def ns(self, event: torch.cuda.Event) -> int:
+        """When the completed event happened."""
+        return self._anchor_ns + int(self._anchor.elapsed_time(event) * 1e6)
+
+    def seen(self, event: torch.cuda.Event, at_ns: int) -> None:
+        """The host found the event completed at this time, having waited for it; moves the anchor now and then."""
+        event_ns = self.ns(event)
+        self._least_lag_ns = min(self._least_lag_ns, at_ns - event_ns)
+        if event_ns - self._anchor_ns > _MOVE_AFTER_NS:
+            self._anchor, self._anchor_ns = event, event_ns + self._least_lag_ns - _WAKE_NS
+            self._least_lag_ns = _NEVER

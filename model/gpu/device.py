@@ -1,0 +1,150 @@
+"""The device Protocol on CUDA: each lane is a stream, and work is issued at once, on the calling thread.
+
+Work calls torch; what it launches goes to the lane's stream, behind the events that it waits for. An error in issuing
+travels with the event, as on a CPU, and fails what is enqueued after it; an error on the device is raised by the wait.
+
+Memory: a tensor belongs to the lane on whose stream it was made. One that another lane reads must live until its step
+has retired, or be marked with `record_stream` there.
+
+The timeline is device time: events around the work of the compute lane (of every lane where spans are kept), read by
+the retiring thread once they are over. What lies between two pieces of compute is idle time. Until the host issued the
+work it is a wait for the plan, the host's own work on it included; then for the causes of the events waited for; what
+then remains is "launch". Work that the device finishes faster than the host launches it counts as busy throughout.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...errors import ConfigError
+from ...scheduler.device import Cause, Event, Lane
+from ...scheduler.timeline import Timeline, now_ns
+from .clock import DeviceClock
+
+_OWN_PRIORITY = -1  # of the lanes that move data: their small kernels go first
+_MIN_WAIT_NS = 1000
+
+
+class CudaEvent:
+    """Marks the end of a piece of work on a stream."""
+
+    __slots__ = ("_device", "cause", "end", "error", "stream")
+
+    def __init__(self, cause: Cause, device: CudaDevice, stream: torch.cuda.Stream) -> None:
+        self.cause: Cause = cause
+        self.stream = stream
+        self.end = torch.cuda.Event(enable_timing=True)
+        self.error: BaseException | None = None
+        self._device = device
+
+    def done(self) -> bool:
+        """Whether the work has ended, or failed to be issued."""
+        return self.error is not None or self.end.query()
+
+    def wait(self) -> None:
+        """Blocks until the work has ended; raises its error. Called by the retiring thread alone."""
+        if self.error is not None:
+            raise self.error
+        waited = not self.end.query()
+        self.end.synchronize()
+        self._device.note_ended(self if waited else None)
+
+
+@dataclass(slots=True)
+class _Issued:
+    """Work whose times are yet to be read."""
+
+    lane: Lane
+    step: int
+    requested_ns: int
+    start: torch.cuda.Event
+    event: CudaEvent
+    after: list[CudaEvent]
+
+
+class CudaDevice:
+    """Lanes as streams of the current device."""
+
+    def __init__(self, timeline: Timeline | None = None) -> None:
+        self.timeline = timeline or Timeline()
+        self._streams: dict[Lane, torch.cuda.Stream] = {}
+        self._issued: deque[_Issued] = deque()
+        self._clock = DeviceClock()
+        self._compute_end_ns = 0
+
+    def enqueue(
+        self, lane: Lane, work: Callable[[], None], after: Sequence[Event] = (), *, cause: Cause, step: int
+    ) -> CudaEvent:
+        """Issues the work on the lane's stream; returns at once."""
+        requested_ns = now_ns()
+        stream = self._streams.get(lane) or self._open(lane)
+        event = CudaEvent(cause, self, stream)
+        earlier = [each for each in after if isinstance(each, CudaEvent)]
+        assert len(earlier) == len(after), "events of another device"
+        event.error = next((each.error for each in earlier if each.error is not None), None)
+        if event.error is not None:
+            return event
+        for each in earlier:
+            if each.stream is not stream:
+                stream.wait_event(each.end)
+        timed = lane == "compute" or self.timeline.keep_spans
+        start = torch.cuda.Event(enable_timing=True) if timed else None
+        with torch.cuda.stream(stream):
+            if start is not None:
+                start.record(stream)
+            try:
+                work()
+            except BaseException as error:  # the lane's top: the error travels with the event
+                event.error = error
+                return event
+            event.end.record(stream)
+        if start is not None:
+            self._issued.append(_Issued(lane, step, requested_ns, start, event, earlier))
+        return event
+
+    def note_ended(self, event: CudaEvent | None) -> None:
+        """Reads the times of all that is over; `event` ended while the retiring thread, which calls, waited for it."""
+        if event is not None:
+            self._clock.seen(event.end, now_ns())
+        while self._issued and self._issued[0].event.end.query():
+            self._note(self._issued.popleft())
+
+    def close(self) -> None:
+        """Nothing waits here: what peers never answer stays on its stream until the process ends."""
+
+    def _open(self, lane: Lane) -> torch.cuda.Stream:
+        stream = torch.cuda.Stream(priority=0 if lane == "compute" else _OWN_PRIORITY)
+        self._streams[lane] = stream
+        return stream
+
+    def _note(self, issued: _Issued) -> None:
+        start_ns, end_ns = self._clock.ns(issued.start), self._clock.ns(issued.event.end)
+        if issued.lane == "compute":
+            if self._compute_end_ns:
+                self._note_idle(issued, start_ns)
+            self._compute_end_ns = end_ns
+        self.timeline.work(issued.lane, issued.step, issued.event.cause, start_ns, end_ns)
+
+    def _note_idle(self, issued: _Issued, start_ns: int) -> None:
+        """Cuts the time since the last compute by what the work waited for."""
+        ends: list[tuple[int, str]] = [(issued.requested_ns, "plan")]
+        ends += sorted((self._clock.ns(each.end), each.cause) for each in issued.after if each.end.query())
+        at_ns = self._compute_end_ns
+        for until_ns, cause in [*ends, (start_ns, "launch")]:
+            until_ns = min(until_ns, start_ns)
+            if until_ns - at_ns > _MIN_WAIT_NS:
+                self.timeline.wait("compute", issued.step, cause, at_ns, until_ns)
+                at_ns = until_ns
+
+
+def check_cuda(dtype: torch.dtype) -> None:
+    """Raises ConfigError where the device can't serve the type."""
+    if not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch finds no usable GPU: is one there, and is its driver new enough?")
+    if dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise ConfigError(f"dtype is 'bfloat16', but {name} doesn't compute in it: choose dtype 'float16'")

@@ -1,0 +1,118 @@
+"""The largest step a stage may meet, run before the cache is made: loads every kernel and measures the memory left.
+
+Afterwards the caching allocator holds what steps need, so that none has to ask the driver, which would wait for the
+device. The cache then takes what `gpu_memory_utilization` leaves beside weights, that step, and graphs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...configs.engine import EngineConfig
+from ...errors import ConfigError
+from ..batch import Batch
+from ..decoder import StageModule
+from ..draw import NUCLEUS, DrawStep
+from ..kv_cache import KVCache
+from ..launch import StepLimits
+from ..logprobs import Span
+from ..sampler import Sampler, SamplingStep, ScoreStep
+from .attention import serves_block_size
+from .graphs import graph_buckets
+
+log = logging.getLogger(__name__)
+
+_GRAPH_BYTES = 24 << 20  # of one graph, its kernels' nodes; measured 2026-11-22 with 36 layers, see LOG.md
+_SPARE_BYTES = 512 << 20  # fragmentation, and kernels that load late
+_MAX_TOP = 20  # alternatives that a row may ask for
+
+MakeCache = Callable[[int], KVCache]
+
+
+def blocks_in_memory(
+    module: StageModule, sampler: Sampler | None, limits: StepLimits, config: EngineConfig, make_cache: MakeCache
+) -> int:
+    """Runs the largest step; how many blocks of cache fit on this rank.
+
+    Raises ConfigError for a block size that the kernels don't take, and when no block fits.
+    """
+    if not serves_block_size(limits.block_size):
+        raise ConfigError(f"block_size is {limits.block_size}; on a GPU it must be a multiple of 16")
+    device = module.rotary.device
+    _run_largest_step(module, sampler, limits, make_cache)
+    torch.cuda.synchronize(device)
+    free, total = torch.cuda.mem_get_info(device)
+    elsewhere = total - free - torch.cuda.memory_reserved(device)  # CUDA's own, NCCL's, other processes'
+    peak = torch.cuda.max_memory_allocated(device)
+    num_graphs = 0 if config.enforce_eager else len(graph_buckets(limits.max_num_seqs))
+    reserve = _SPARE_BYTES + num_graphs * _GRAPH_BYTES
+    available = int(total * config.gpu_memory_utilization) - elsewhere - peak - reserve
+    torch.cuda.empty_cache()
+    per_block = make_cache(1).num_bytes
+    gib = [x / (1 << 30) for x in (total, elsewhere, peak, reserve, max(available, 0))]
+    log.info("memory in GiB: %.1f in all, %.1f others', %.1f a step's peak, %.1f kept, %.1f for the cache", *gib)
+    if config.num_kv_blocks is None and available < 2 * per_block:
+        raise ConfigError(
+            f"gpu_memory_utilization {config.gpu_memory_utilization} leaves no memory for the KV cache: "
+            f"{gib[0]:.1f} GiB in all, of which {gib[1]:.1f} are used elsewhere and a step takes {gib[2] + gib[3]:.1f}"
+        )
+    return max(0, available) // per_block - 1  # one block pads steps
+
+
+@torch.inference_mode()
+def _run_largest_step(module: StageModule, sampler: Sampler | None, limits: StepLimits, make_cache: MakeCache) -> None:
+    tokens = limits.max_num_batched_tokens
+    batch = _prompts(limits, module.rotary.device)
+    module.bind_cache(make_cache(-(-tokens // limits.block_size) + len(batch.seq_lens)))
+    hidden = torch.zeros(tokens, limits.hidden_size, dtype=limits.dtype, device=module.rotary.device)
+    if module.embed_tokens is not None:
+        hidden = module.embed(batch.token_ids)
+    hidden = module(hidden, batch)
+    if sampler is not None:
+        _sample_all(module, sampler, hidden, min(tokens, limits.max_num_seqs))
+
+
+def _prompts(limits: StepLimits, device: torch.device) -> Batch:
+    """A step filled with prompts of the greatest length."""
+    tokens, longest = limits.max_num_batched_tokens, min(limits.max_model_len, limits.max_num_batched_tokens)
+    lengths = np.diff(np.r_[0 : tokens : longest, tokens]).astype(np.int32)
+    starts = np.r_[0, np.cumsum(lengths)].astype(np.int32)
+    width = -(-longest // limits.block_size)
+    table = np.arange(len(lengths) * width, dtype=np.int32).reshape(len(lengths), width)
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    slots = table[rows, positions // limits.block_size] * limits.block_size + positions % limits.block_size
+
+    def there(values: np.ndarray, dtype: torch.dtype) -> Tensor:  # type: ignore[type-arg]
+        return torch.from_numpy(values).to(device, dtype)
+
+    return Batch(
+        num_tokens=tokens,
+        num_rows=len(lengths),
+        max_seq_len=longest,
+        all_decode=tokens == len(lengths),
+        token_ids=torch.zeros(tokens, dtype=torch.int64, device=device),
+        positions=there(positions, torch.int64),
+        cache_slots=there(slots, torch.int64),
+        query_starts=there(starts, torch.int32),
+        seq_lens=there(lengths, torch.int32),
+        block_table=there(table, torch.int32),
+        host_query_starts=starts,
+        host_seq_lens=lengths,
+    )
+
+
+def _sample_all(module: StageModule, sampler: Sampler, hidden: Tensor, rows: int) -> None:
+    """The dearest sampling: every row draws from its nucleus and is scored."""
+    logits = module.logits(hidden[:rows])
+    device, every = logits.device, torch.arange(rows)
+    columns = torch.ones(4, rows, 1)
+    draws = DrawStep(NUCLEUS, True, every, torch.zeros(rows, 2, dtype=torch.int32), columns)
+    scores = ScoreStep(every, [Span(row, 1, 1, min(_MAX_TOP, logits.shape[-1])) for row in range(rows)])
+    sampler.sample(logits, SamplingStep(draws=[draws], scores=scores))
+    torch.cuda.synchronize(device)

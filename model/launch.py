@@ -1,0 +1,70 @@
+"""How a step gets from the host into the layers; the device's way is chosen in `make_launcher` and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .decoder import StageModule
+from .work import StepWork
+
+
+@dataclass(slots=True, frozen=True)
+class StepLimits:
+    """The largest step that a stage may meet."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    block_size: int
+    hidden_size: int
+    dtype: torch.dtype  # of the hidden states
+
+    @property
+    def max_blocks_per_seq(self) -> int:
+        """Columns of the widest block table."""
+        return -(-self.max_model_len // self.block_size)
+
+
+class Launcher(Protocol):
+    """The two ends of a step's launch; both are called on the compute lane."""
+
+    def upload(self, work: StepWork) -> None:
+        """Puts the work's host tensors onto the device. Enqueued, never waits."""
+        ...
+
+    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """The stage's layers: hidden [T, H] in and out. The result is read before the next step's `forward`."""
+        ...
+
+
+class DirectLauncher:
+    """On a CPU: the work's tensors are where they must be."""
+
+    def __init__(self, module: StageModule) -> None:
+        self._module = module
+
+    def upload(self, work: StepWork) -> None:
+        """Nothing to do."""
+
+    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
+        out: Tensor = self._module(hidden, batch)
+        return out
+
+
+def make_launcher(
+    module: StageModule, device: torch.device, limits: StepLimits, scratch_block: int, eager: bool
+) -> Launcher:
+    """The device's launcher; `scratch_block` is a block of the cache that no sequence has."""
+    if device.type == "cpu":
+        return DirectLauncher(module)
+    from .gpu.eager import EagerLauncher
+    from .gpu.graphs import GraphLauncher
+
+    if eager or module.tp.size > 1:
+        return EagerLauncher(module, device, limits)
+    return GraphLauncher(module, device, limits, scratch_block)

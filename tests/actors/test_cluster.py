@@ -1,0 +1,86 @@
+"""Which cluster an engine runs in is decided by our rules, and said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from penstock.actors import cluster as module
+from penstock.actors.cluster import ensure_ray
+from penstock.errors import ClusterError
+
+
+class FakeRay:
+    """Notes how Ray was initialised."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[dict[str, Any]] = []
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", self.init)
+        monkeypatch.setattr(module, "total_resources", lambda: {"CPU": 8.0})
+        monkeypatch.setattr(module, "_address", lambda: "10.0.0.1:6379")
+        self.probed: list[str] = []
+
+    def init(self, **kwargs: Any) -> FakeRay:
+        self.calls.append(kwargs)
+        self.address_info = {"session_dir": "session"}
+        return self
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return FakeRay(monkeypatch)
+
+
+def test_without_an_address_a_new_cluster_is_started_and_owned(fake_ray: FakeRay) -> None:
+    cluster = ensure_ray(None, num_workers=64)
+    assert (fake_ray.calls[0]["address"], fake_ray.calls[0]["num_cpus"]) == ("local", 64)
+    assert cluster.started_here
+    assert cluster.description == "started a local Ray cluster (8 CPUs)"
+
+
+@pytest.mark.parametrize(("given", "env"), [("auto", None), (None, "10.0.0.1:6379"), ("auto", "10.9.9.9:1")])
+def test_an_address_is_joined_and_not_owned(
+    fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch, given: str | None, env: str | None
+) -> None:
+    if env is not None:
+        monkeypatch.setenv("RAY_ADDRESS", env)
+    monkeypatch.setattr(module, "_probe", fake_ray.probed.append)
+    cluster = ensure_ray(given)
+    assert fake_ray.probed == [given or env]
+    assert fake_ray.calls[0]["address"] == (given or env)
+    assert "num_cpus" not in fake_ray.calls[0]
+    assert not cluster.started_here
+    assert cluster.description == "joined the Ray cluster at 10.0.0.1:6379 (8 CPUs)"
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "can't join a Ray cluster at '127.0.0.1:1': .*refused"),
+        ("ray://head:10001", "Ray Client address"),
+    ],
+)
+def test_an_address_where_no_cluster_listens_is_refused_at_once(fake_ray: FakeRay, address: str, message: str) -> None:
+    with pytest.raises(ClusterError, match=message):
+        ensure_ray(address)
+    assert not fake_ray.calls
+
+
+def test_the_cluster_that_this_process_is_in_is_used(fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    cluster = ensure_ray("auto")
+    assert not fake_ray.calls
+    assert cluster.description == "uses the Ray cluster that this process is in (8 CPUs)"
+
+
+def test_joining_with_auto_where_no_cluster_runs_is_refused(fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**kwargs: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ClusterError, match="can't join a Ray cluster at 'auto': Could not find any running"):
+        ensure_ray("auto")
