@@ -28,16 +28,24 @@ def bytes_per_block(config: EngineConfig, model_config: ModelConfig) -> list[int
 def num_kv_blocks(config: EngineConfig, model_config: ModelConfig) -> int:
     """Blocks as set, or what the memory for the cache holds on the stage with most layers.
 
-    Raises ConfigError when that is none; warns when one sequence of `max_model_len` doesn't fit.
+    0 on GPUs where nothing is set: the workers measure it. Raises ConfigError when the memory holds none; warns when
+    one sequence of `max_model_len` doesn't fit.
     """
     longest = max_model_len(config, model_config)
+    if config.device == "cuda" and config.num_kv_blocks is None and config.kv_cache_memory_bytes is None:
+        return 0
     blocks = config.num_kv_blocks or _blocks_in_memory(config, model_config, longest)
+    warn_if_short(config, blocks, longest)
+    return blocks
+
+
+def warn_if_short(config: EngineConfig, blocks: int, longest: int) -> None:
+    """Says when the cache doesn't hold one sequence of the greatest length."""
     if blocks * config.block_size < longest:
         log.warning(
             "the KV cache holds %d tokens (%d blocks of %d), less than max_model_len %d: longer requests are refused",
             *(blocks * config.block_size, blocks, config.block_size, longest),
         )
-    return blocks
 
 
 def _blocks_in_memory(config: EngineConfig, model_config: ModelConfig, longest: int) -> int:

@@ -101,7 +101,6 @@ class EngineClient:
         try:
             admission: ClientAdmission = ray.get(actor.attach.remote(offer), timeout=ATTACH_TIMEOUT_S)
         except (RayActorError, RayTaskError, TimeoutError) as error:
-            self._events.close()
             self._sockets.close()
             raise EngineDeadError(f"engine {self._engine_name!r} doesn't take clients: {first_line(error)}") from None
         return admission
@@ -155,7 +154,6 @@ class EngineClient:
     def _shut(self) -> None:
         self._requests.zmq_socket.linger = 200  # for the farewell alone
         self._requests.zmq_socket.close()
-        self._events.close()
         self._polls.close()
         self._sockets.close()
 

@@ -74,6 +74,12 @@ class Crew:
         answers = self._each([worker.spans.remote() for worker in self._workers], timeout_s)
         return {label: spans for label, spans in zip(self._labels, answers, strict=True) if spans}
 
+    def close(self) -> None:
+        """Lets the workers end their threads and sockets, for a moment, and dismisses them."""
+        if self._group is not None:
+            ray.wait([worker.close.remote() for worker in self._workers], num_returns=len(self._workers), timeout=2.0)
+        self.dismiss()
+
     def dismiss(self) -> None:
         """Kills all workers and gives their resources back; a second call does nothing."""
         group, self._group = self._group, None

@@ -23,7 +23,7 @@ from ..scheduler.codec import decode_result, encode_plan
 from ..scheduler.plan import StepResult
 from .client_desk import MAX_FRAMES_PER_TURN, ClientDesk
 from .client_port import ClientPort
-from .liveness import ObserverClock, Watch
+from .liveness import ObserverClock, Progress, Watch
 from .poll_set import PollSet
 from .wire import Kind, decode_step, decode_text, frame, unframe
 from .worker_port import WorkerPort
@@ -44,6 +44,7 @@ class LoopSettings:
 
     heartbeat_interval_s: float = 0.25
     stage_timeout_s: float = 3.0
+    step_timeout_s: float = 60.0
     result_delay_s: float = 0.0  # added to every result, to measure asynchrony
 
 
@@ -64,6 +65,8 @@ class EngineLoop:
         self._result_delay_s = settings.result_delay_s
         self._clock = ObserverClock(time.monotonic)
         self._watch = Watch(workers, settings.heartbeat_interval_s, settings.stage_timeout_s)
+        self._progress = Progress(workers, settings.step_timeout_s)
+        self._last_published_step = -1
         self._polls = PollSet()
         self._desk = ClientDesk(scheduler, self._polls, self._clock)
         self._delayed: deque[tuple[float, StepResult]] = deque()  # (due, result) in order
@@ -150,6 +153,7 @@ class EngineLoop:
             self.scheduler.update(self._delayed.popleft()[1])
         while (plan := self.scheduler.schedule()) is not None:
             self._publish(frame(Kind.PLAN, encode_plan(plan)), plan.step)
+            self._last_published_step = plan.step
         self._desk.deliver(self.scheduler.take_events())
 
     def _publish(self, data: bytes, step: int) -> None:
@@ -172,8 +176,10 @@ class EngineLoop:
 
     def _tick(self, now: float) -> None:
         self._next_tick = now + TICK_S
-        if self.failure is None and (verdict := self._watch.verdict(now)):
-            self._fail(verdict)
+        if self.failure is None:
+            verdict = self._watch.verdict(now) or self._progress.verdict(now, self._last_published_step)
+            if verdict:
+                self._fail(verdict)
         self._desk.tick()
 
     def _fail(self, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Who is dead: heartbeats of the workers, and a clock that stands still while the observer itself doesn't run."""
+"""Who is dead or hung: heartbeats of the workers, what they retire, and a clock that stands still while the observer itself doesn't run."""
 
 from __future__ import annotations
 
@@ -27,6 +27,29 @@ class ObserverClock:
         self.now += min(reading - self._last, _LONGEST_STEP_S)
         self._last = reading
         return self.now
+
+
+class Progress:
+    """Judges whether steps go on: a stage whose threads still beat can hang within a step all the same.
+
+    Few plans are un-retired, so a stage that hangs soon holds all others up: judged is the pipeline as a whole.
+    """
+
+    def __init__(self, workers: Sequence[WorkerPort], step_timeout_s: float) -> None:
+        self._workers = workers
+        self._timeout_s = step_timeout_s
+        self._retired: list[int] = []  # by worker, at the last change
+        self._since = 0.0
+
+    def verdict(self, now: float, last_published_step: int) -> str | None:
+        """Names the first stage that holds the oldest step, when nothing has moved for too long; else None."""
+        retired = [worker.last_retired_step for worker in self._workers]
+        if retired != self._retired or min(retired) >= last_published_step:
+            self._retired, self._since = retired, now
+        if now - self._since <= self._timeout_s:
+            return None
+        holder = self._workers[retired.index(min(retired))]
+        return f"{holder.name} has not ended step {min(retired) + 1} for {now - self._since:.1f} s: hung"
 
 
 class Watch:

@@ -19,7 +19,7 @@ from .frontdesk import Frontdesk
 from .opening import default_sampling_params, failure_of, open_desk
 from .outputs import RequestOutput
 from .progress import Progress
-from .prompts import Encoded, Prompt, as_list, encode
+from .prompts import Encoded, Limits, Prompt, as_list, encode
 from .tokenizer import Message, Tokenizer, load_tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams]
@@ -73,6 +73,11 @@ class LLM:
     def max_num_seqs(self) -> int:
         """Sequences that the engine runs at once."""
         return self._handle.config.max_num_seqs
+
+    @property
+    def limits(self) -> Limits:
+        """What a prompt is held against."""
+        return self._handle.limits
 
     def generate(
         self,

@@ -13,15 +13,14 @@ from typing import Any
 
 from torch._C._distributed_c10d import Backend, Store
 
-# One channel: a waiting receive then costs the matrix products beside it 4 % at most, instead of 17 % (LOG.md).
-_DEFAULTS = {"NCCL_MAX_P2P_NCHANNELS": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+_DEFAULTS = {
+    "NCCL_MAX_P2P_NCHANNELS": "1",  # a waiting receive costs the products beside it 4 % so, and up to 17 % with more
+    "CUDA_DEVICE_MAX_CONNECTIONS": "32",  # lanes and communicators each have a queue, so that none waits for another
+}
 
 
 def nccl_group(store: Store, rank: int, size: int, timeout: timedelta) -> Backend:
-    """A group; its communicator is made at its first use, which must be on all ranks at once.
-
-    Two ranks are an edge between stages, on which data goes one way: one block of the device is enough for it.
-    """
+    """A group; its communicator is made at its first use, which must be on all ranks at once."""
     from torch._C._distributed_c10d import ProcessGroupNCCL
 
     for name, value in _DEFAULTS.items():

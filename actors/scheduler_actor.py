@@ -67,7 +67,9 @@ class _SchedulerActor:
             ports = self._crew.connect(self._sockets, offers)
             num_blocks = self._crew.build(self._surroundings(offers, num_blocks))
         except BaseException:
-            self._dismiss()
+            if self._crew is not None:
+                self._crew.close()
+            self._sockets.close()
             raise
         self._serve(ports, num_blocks)
         pids = {offer.name.pid: offer.name.node for offer in offers} | {os.getpid(): self._sockets.peer.node}
@@ -151,7 +153,10 @@ class _SchedulerActor:
     def _serve(self, ports: list[WorkerPort], num_blocks: int) -> None:
         config = self._spec.config
         settings = LoopSettings(
-            config.heartbeat_interval_s, config.stage_timeout_s, result_delay_s=config.result_delay_ms / 1000
+            config.heartbeat_interval_s,
+            config.stage_timeout_s,
+            config.step_timeout_s,
+            result_delay_s=config.result_delay_ms / 1000,
         )
         scheduler = Scheduler(scheduler_config(config, self._spec.model_config, num_blocks))
         if config.record is not None:

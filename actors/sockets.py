@@ -13,8 +13,11 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import zmq
@@ -25,6 +28,7 @@ from .wire import Kind, frame
 
 Transport = Literal["auto", "ipc", "tcp"]
 MAX_IPC_PATH_BYTES = 107
+_STALE_S = 600.0
 _HELLO = frame(Kind.HELLO)
 
 
@@ -132,6 +136,7 @@ class Sockets:
         self._public_key, self._secret_key = zmq.curve_keypair()
         self._transport = transport
         self._gate: _Gate | None = None
+        self._ends: weakref.WeakSet[Sender | Receiver] = weakref.WeakSet()
         self.peer = Peer(node, host, self._public_key)
 
     def receiver(self, sender: Peer, max_messages: int) -> Receiver:
@@ -141,15 +146,22 @@ class Sockets:
             folder = ipc_folder()
             endpoint = f"ipc://{folder}/s"
             receiver_socket.bind(endpoint)
-            return Receiver(receiver_socket, Address(endpoint), folder)
-        return Receiver(receiver_socket, self._bind_curve(receiver_socket, sender), None)
+            receiver = Receiver(receiver_socket, Address(endpoint), folder)
+        else:
+            receiver = Receiver(receiver_socket, self._bind_curve(receiver_socket, sender), None)
+        self._ends.add(receiver)
+        return receiver
 
     def sender(self, address: Address, max_messages: int) -> Sender:
         """A sender connected to this address; at most `max_messages` wait in it."""
-        return Sender(self._socket(zmq.PUSH, max_messages), (self._public_key, self._secret_key), address)
+        sender = Sender(self._socket(zmq.PUSH, max_messages), (self._public_key, self._secret_key), address)
+        self._ends.add(sender)
+        return sender
 
     def close(self) -> None:
-        """Ends the context. Its senders and receivers must be closed."""
+        """Closes every sender and receiver that still is open, and ends the context. No thread may use them."""
+        for end in self._ends:
+            end.close()
         if self._gate is not None:
             self._gate.close()
         self._context.term()
@@ -215,11 +227,13 @@ class Waker:
 
     def wake(self) -> None:
         """Makes the descriptor readable; a full buffer already is."""
-        _ignore_os_errors(lambda: self._there.send(b"."))
+        with suppress(OSError):
+            self._there.send(b".")
 
     def clear(self) -> None:
         """Takes what is there."""
-        _ignore_os_errors(lambda: self._here.recv(4096))
+        with suppress(OSError):
+            self._here.recv(4096)
 
     def close(self) -> None:
         self._here.close()
@@ -227,21 +241,26 @@ class Waker:
 
 
 def ipc_folder() -> str:
-    """A new folder of mode 0700 whose socket paths are short enough. Raises ClusterError when none is."""
+    """A new folder of mode 0700 whose socket paths are short enough. Raises ClusterError when none is.
+
+    Removes what was left by processes that were killed in the moment between binding and greeting.
+    """
     candidates = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"]
     for parent in candidates:
         if parent and _is_short(parent) and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
-            return tempfile.mkdtemp(prefix="ps-", dir=parent)
+            _sweep(parent)
+            return tempfile.mkdtemp(prefix=f"ps-{os.getpid()}-", dir=parent)
     tried = ", ".join(str(parent) for parent in candidates if parent)
     raise ClusterError(f"no writable folder for ipc sockets with paths up to {MAX_IPC_PATH_BYTES} bytes among: {tried}")
 
 
 def _is_short(parent: str) -> bool:
-    return len(os.fsencode(parent)) + len("/ps-12345678/s") <= MAX_IPC_PATH_BYTES
+    return len(os.fsencode(parent)) + len("/ps-4194304-12345678/s") <= MAX_IPC_PATH_BYTES
 
 
-def _ignore_os_errors(work: Callable[[], object]) -> None:
-    try:
-        work()
-    except OSError:
-        return
+def _sweep(parent: str) -> None:
+    """A folder is needed for seconds; one that is minutes old has no owner any more."""
+    for folder in Path(parent).glob("ps-*-*"):
+        with suppress(OSError):  # another user's, or gone already
+            if time.time() - folder.stat().st_mtime > _STALE_S:
+                shutil.rmtree(folder)

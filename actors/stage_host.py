@@ -116,9 +116,6 @@ class StageHost:
             thread.join(timeout=2 * _POLL_S)
         if self._runner is not None:
             self._runner.close()
-        self._plans.close()
-        if self._uplink is not None:
-            self._uplink.close()
         self._sockets.close()
 
     def _start(self, name: str, work: object) -> None:

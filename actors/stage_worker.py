@@ -19,7 +19,7 @@ class _StageWorker:
     """Light to import, so that the scheduler's process needs no torch to place it; the host behind it loads torch."""
 
     def __init__(self) -> None:
-        self._host: StageHost  # since `open`: what a constructor raises would be told as an actor's death
+        self._host: StageHost | None = None  # since `open`: what a constructor raises would be told as an actor's death
 
     @ray.method
     def open(self, spec: WorkerSpec, engine: Peer) -> WorkerOffer:
@@ -34,27 +34,32 @@ class _StageWorker:
     @ray.method
     def connect(self, uplink: Address) -> None:
         """Joins the engine's sockets."""
-        self._host.connect(uplink)
+        self._running().connect(uplink)
 
     @ray.method
     def build(self, around: Surroundings) -> int:
         """Makes links and stage; back, with the number of the cache's blocks, when the worker serves plans."""
-        return self._host.build(around)
+        return self._running().build(around)
 
     @ray.method
     def totals(self) -> StageTotals:
         """Where the stage's time went so far."""
-        return self._host.timeline.totals
+        return self._running().timeline.totals
 
     @ray.method
     def spans(self) -> list[Span]:
         """The stage's timeline, if it keeps one."""
-        return self._host.timeline.spans
+        return self._running().timeline.spans
 
     @ray.method
     def close(self) -> None:
         """Ends threads and sockets; the process is then killed."""
-        self._host.close()
+        if self._host is not None:
+            self._host.close()
+
+    def _running(self) -> StageHost:
+        assert self._host is not None, "the worker was not opened"
+        return self._host
 
 
 StageWorker = ray.remote(_StageWorker)

@@ -101,6 +101,9 @@ class EngineConfig(BaseModel):
     stage_timeout_s: float = Field(
         3.0, description="seconds without a heartbeat after which a stage counts as lost", gt=0, le=3600
     )
+    step_timeout_s: float = Field(
+        60.0, description="seconds on one step after which a stage that still beats counts as hung", gt=0, le=3600
+    )
 
     def __init__(self, **settings: Any) -> None:
         try:

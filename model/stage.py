@@ -109,9 +109,7 @@ def build_stage(
     return StageScheduler(stage, builder.mirror, builder.device, on_result, on_failure, builder.timeline)
 
 
-def make_device(
-    config: EngineConfig, dtype: torch.dtype, timeline: Timeline, name: str
-) -> tuple[Device, torch.device]:
+def make_device(config: EngineConfig, dtype: torch.dtype, timeline: Timeline, name: str) -> tuple[Device, torch.device]:
     """What the lanes run on, and where the tensors are."""
     if config.device != "cuda":
         return CpuDevice(timeline, name), torch.device("cpu")

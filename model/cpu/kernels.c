@@ -6,6 +6,7 @@
  * OpenMP's symbols are left undefined: they resolve to the runtime that torch has loaded, so that both use one pool
  * of threads.
  */
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,16 +128,30 @@ static inline void store_bf16(uint16_t *to, vec x) {
 
 static const ivec LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-/* What a tile has gathered so far, for each of its queries. */
+/* What the queries of a tile have gathered so far, for the heads that share one key/value head. */
 struct state {
     int rows;
     const float *query[MAX_ROWS]; /* [padded dim] */
     float most[MAX_ROWS];         /* the largest score */
     float total[MAX_ROWS];        /* the sum of weights */
-    float sum[MAX_ROWS * MAX_DIM]; /* [row, padded dim] the weighted sum of values */
+    float *sum;                   /* [rows, padded dim] the weighted sum of values */
 };
 
-/* The row's tokens, cut into tiles; returns how many. */
+/* The state of a tile's queries before any key. */
+static void begin(struct state *s, const struct layer *layer, const struct tile *tile, int kv_head,
+                  const float *queries) {
+    int group = layer->heads / layer->kv_heads, wide = padded(layer->dim);
+    s->rows = tile->count * group;
+    for (int row = 0; row < s->rows; row++) {
+        int64_t head = (int64_t)(tile->first + row / group) * layer->heads + kv_head * group + row % group;
+        s->query[row] = queries + head * wide;
+        s->most[row] = MASKED;
+        s->total[row] = 0;
+    }
+    memset(s->sum, 0, sizeof(float) * s->rows * wide);
+}
+
+/* The rows' tokens, cut into tiles; returns how many. */
 static int cut_tiles(const struct step *step, int tokens_per_tile, struct tile *tiles) {
     int count = 0;
     for (int row = 0; row < step->num_rows; row++)

@@ -43,8 +43,10 @@ class CpuLibrary:
         )
 
     def attend(self, dtype: str) -> ctypes._NamedFuncPointer:
-        """(layer, step, qkv, queries, out)"""
-        return self._function(f"attend_{dtype}", *[ctypes.c_void_p] * 5)
+        """(layer, step, qkv, queries, out), answering 0, or 1 when memory ran out"""
+        function = self._function(f"attend_{dtype}", *[ctypes.c_void_p] * 5)
+        function.restype = ctypes.c_int
+        return function
 
     def _function(self, name: str, *argument_types: Any) -> ctypes._NamedFuncPointer:
         function = self._library[name]

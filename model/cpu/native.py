@@ -85,7 +85,9 @@ class NativeAttention:
         if step is None:
             step = batch.prepared["native"] = _prepare(batch, rotation, self.spec)
         out = qkv.new_empty(qkv.shape[0], self.spec.num_heads * self.spec.head_dim)
-        self._attend(self._address, step.address, qkv.data_ptr(), step.queries.data_ptr(), out.data_ptr())
+        failed = self._attend(self._address, step.address, qkv.data_ptr(), step.queries.data_ptr(), out.data_ptr())
+        if failed:
+            raise MemoryError(f"no memory for the attention of {batch.num_tokens} tokens")
         return out
 
     def _bind(self, cache: LayerCache, rotation: Rotation) -> None:

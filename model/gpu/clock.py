@@ -16,11 +16,21 @@ _WAKE_NS = 10_000  # from an event's completion to the return of the host's wait
 _NEVER = 1 << 62
 
 
+def timing_event() -> torch.cuda.Event:
+    """An event that notes its time."""
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def is_over(event: torch.cuda.Event) -> bool:
+    """Whether the device has come past the event."""
+    return bool(event.query())  # type: ignore[no-untyped-call]
+
+
 class DeviceClock:
     """Host times of one device's events. Used by one thread."""
 
     def __init__(self) -> None:
-        self._anchor = torch.cuda.Event(enable_timing=True)
+        self._anchor = timing_event()
         self._anchor.record()
         self._anchor.synchronize()
         self._anchor_ns = now_ns()

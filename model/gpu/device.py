@@ -23,7 +23,7 @@ import torch
 from ...errors import ConfigError
 from ...scheduler.device import Cause, Event, Lane
 from ...scheduler.timeline import Timeline, now_ns
-from .clock import DeviceClock
+from .clock import DeviceClock, is_over, timing_event
 
 _OWN_PRIORITY = -1  # of the lanes that move data: their small kernels go first
 _MIN_WAIT_NS = 1000
@@ -37,19 +37,19 @@ class CudaEvent:
     def __init__(self, cause: Cause, device: CudaDevice, stream: torch.cuda.Stream) -> None:
         self.cause: Cause = cause
         self.stream = stream
-        self.end = torch.cuda.Event(enable_timing=True)
+        self.end = timing_event()
         self.error: BaseException | None = None
         self._device = device
 
     def done(self) -> bool:
         """Whether the work has ended, or failed to be issued."""
-        return self.error is not None or self.end.query()
+        return self.error is not None or is_over(self.end)
 
     def wait(self) -> None:
         """Blocks until the work has ended; raises its error. Called by the retiring thread alone."""
         if self.error is not None:
             raise self.error
-        waited = not self.end.query()
+        waited = not is_over(self.end)
         self.end.synchronize()
         self._device.note_ended(self if waited else None)
 
@@ -92,7 +92,7 @@ class CudaDevice:
             if each.stream is not stream:
                 stream.wait_event(each.end)
         timed = lane == "compute" or self.timeline.keep_spans
-        start = torch.cuda.Event(enable_timing=True) if timed else None
+        start = timing_event() if timed else None
         with torch.cuda.stream(stream):
             if start is not None:
                 start.record(stream)
@@ -110,14 +110,14 @@ class CudaDevice:
         """Reads the times of all that is over; `event` ended while the retiring thread, which calls, waited for it."""
         if event is not None:
             self._clock.seen(event.end, now_ns())
-        while self._issued and self._issued[0].event.end.query():
+        while self._issued and is_over(self._issued[0].event.end):
             self._note(self._issued.popleft())
 
     def close(self) -> None:
         """Nothing waits here: what peers never answer stays on its stream until the process ends."""
 
     def _open(self, lane: Lane) -> torch.cuda.Stream:
-        stream = torch.cuda.Stream(priority=0 if lane == "compute" else _OWN_PRIORITY)
+        stream = torch.cuda.Stream(priority=0 if lane == "compute" else _OWN_PRIORITY)  # type: ignore[no-untyped-call]
         self._streams[lane] = stream
         return stream
 
@@ -132,7 +132,7 @@ class CudaDevice:
     def _note_idle(self, issued: _Issued, start_ns: int) -> None:
         """Cuts the time since the last compute by what the work waited for."""
         ends: list[tuple[int, str]] = [(issued.requested_ns, "plan")]
-        ends += sorted((self._clock.ns(each.end), each.cause) for each in issued.after if each.end.query())
+        ends += sorted((self._clock.ns(each.end), each.cause) for each in issued.after if is_over(each.end))
         at_ns = self._compute_end_ns
         for until_ns, cause in [*ends, (start_ns, "launch")]:
             until_ns = min(until_ns, start_ns)
@@ -144,7 +144,9 @@ class CudaDevice:
 def check_cuda(dtype: torch.dtype) -> None:
     """Raises ConfigError where the device can't serve the type."""
     if not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but torch finds no usable GPU: is one there, and is its driver new enough?")
+        raise ConfigError(
+            "device is 'cuda', but torch finds no usable GPU: is one there, and is its driver new enough?"
+        )
     if dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
         raise ConfigError(f"dtype is 'bfloat16', but {name} doesn't compute in it: choose dtype 'float16'")

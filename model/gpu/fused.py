@@ -18,7 +18,7 @@ _GATED_BLOCK = 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rms_norm(x, weight, out, size, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _rms_norm(x, weight, out, size, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < size
@@ -41,7 +41,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _silu_mul(x, out, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _silu_mul(x, out, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
@@ -63,8 +63,8 @@ def silu_mul(x: Tensor) -> Tensor:
 @triton.jit  # type: ignore[untyped-decorator]
 def _rotate_and_store(  # type: ignore[no-untyped-def]
     qkv, cos, sin, q_weight, k_weight, slots, queries, keys, values, eps,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, ROTARY: tl.constexpr,  # noqa: N803
-    INTERLEAVED: tl.constexpr, NORMED: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, ROTARY: tl.constexpr,
+    INTERLEAVED: tl.constexpr, NORMED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One head of one token: norm, rotation, and the way to where it is read."""
     token = tl.program_id(0).to(tl.int64)

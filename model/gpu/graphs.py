@@ -104,7 +104,8 @@ class GraphLauncher(EagerLauncher):
     def _capture_all(self) -> None:
         """Largest first, so that the smaller ones find its memory in the pool."""
         start_s, (free, _) = time.monotonic(), torch.cuda.mem_get_info(self._device)
-        stream, pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
+        pool = torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         for rows in reversed(self._buckets.tolist()):
             batch = self._static_batch(rows)
             stream.wait_stream(torch.cuda.current_stream(self._device))

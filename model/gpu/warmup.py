@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...configs.engine import EngineConfig
@@ -80,7 +82,7 @@ def _run_largest_step(module: StageModule, sampler: Sampler | None, limits: Step
 def _prompts(limits: StepLimits, device: torch.device) -> Batch:
     """A step filled with prompts of the greatest length."""
     tokens, longest = limits.max_num_batched_tokens, min(limits.max_model_len, limits.max_num_batched_tokens)
-    lengths = np.diff(np.r_[0 : tokens : longest, tokens]).astype(np.int32)
+    lengths = np.diff(np.r_[0:tokens:longest, tokens]).astype(np.int32)
     starts = np.r_[0, np.cumsum(lengths)].astype(np.int32)
     width = -(-longest // limits.block_size)
     table = np.arange(len(lengths) * width, dtype=np.int32).reshape(len(lengths), width)
@@ -88,7 +90,7 @@ def _prompts(limits: StepLimits, device: torch.device) -> Batch:
     rows = np.repeat(np.arange(len(lengths)), lengths)
     slots = table[rows, positions // limits.block_size] * limits.block_size + positions % limits.block_size
 
-    def there(values: np.ndarray, dtype: torch.dtype) -> Tensor:  # type: ignore[type-arg]
+    def there(values: NDArray[Any], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(values).to(device, dtype)
 
     return Batch(

@@ -70,7 +70,7 @@ def state_of(pid: int) -> str:
         return "Z"
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_driver_that_started_its_cluster_takes_it_along(tiny_folder: str, end: signal.Signals) -> None:
     with driver(tiny_folder, {}, {"RAY_ADDRESS": ""}) as (process, said):
         below = descendants(process.pid)
@@ -78,7 +78,7 @@ def test_a_driver_that_started_its_cluster_takes_it_along(tiny_folder: str, end:
         os.killpg(process.pid, end)
         process.wait(timeout=30)
         eventually(lambda: not alive(below), timeout_s=20)
-    assert not glob.glob(f"{tempfile.gettempdir()}/ps-*")
+    assert not [folder for pid in said["pids"] for folder in glob.glob(f"{tempfile.gettempdir()}/ps-{pid}-*")]
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
@@ -93,7 +93,7 @@ def test_a_driver_that_joined_a_cluster_leaves_nothing_in_it(
     groups = ray.util.placement_group_table().values()
     eventually(lambda: {g["state"] for g in groups if g["name"] == f"penstock-{said['name']}"} <= {"REMOVED"})
     eventually(lambda: free_resources()["CPU"] == 16)
-    assert not glob.glob(f"{tempfile.gettempdir()}/ps-*")
+    assert not [folder for pid in said["pids"] for folder in glob.glob(f"{tempfile.gettempdir()}/ps-{pid}-*")]
 
 
 def test_a_detached_engine_outlives_its_driver(ray_cluster: str, tiny_folder: str) -> None:

@@ -52,7 +52,7 @@ def assert_nothing_is_left(name: str, pids: list[int]) -> None:
     assert name not in {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
     groups = ray.util.placement_group_table().values()
     assert {g["state"] for g in groups if g["name"] == f"penstock-{name}"} <= {"REMOVED"}
-    assert not glob.glob(f"{tempfile.gettempdir()}/ps-*")
+    assert not [folder for pid in pids for folder in glob.glob(f"{tempfile.gettempdir()}/ps-{pid}-*")]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def shared(ray_cluster: None, tiny_folder: str) -> Iterator[EngineHandle]:
 
 
 def test_an_engine_serves_and_shutdown_leaves_nothing(tiny_folder: str) -> None:
-    with start(tiny_folder, pipeline_parallel_size=2, tensor_parallel_size=2) as handle:
+    with start(tiny_folder, pipeline_parallel_size=2, tensor_parallel_size=2, transport="tcp") as handle:
         answers = serve(handle)
         assert all(answers.tokens[f"r{i}"] == fake_output(3 + i, 6) for i in range(8))
         stages = handle.stats()["stages"]
@@ -72,20 +72,20 @@ def test_an_engine_serves_and_shutdown_leaves_nothing(tiny_folder: str) -> None:
     assert_nothing_is_left(handle.name, handle.pids)
 
 
-@pytest.mark.parametrize(("num_stages", "tp_size"), [(1, 1), (2, 2), (4, 1)])
-def test_real_stages_answer_alike_however_they_are_cut(
-    tiny_folder: str, num_stages: int, tp_size: int, real_answers: list[dict[str, list[int]]]
-) -> None:
-    sizes = {"pipeline_parallel_size": num_stages, "tensor_parallel_size": tp_size}
-    with start(tiny_folder, "penstock.model.stage:build_stage", **sizes) as handle:
-        real_answers.append(serve(handle).tokens)
-        assert [stage["steps"] > 0 for stage in handle.stats()["stages"]] == [True] * num_stages
-    assert real_answers[-1] == real_answers[0]
-
-
-@pytest.fixture(scope="module")
-def real_answers() -> list[dict[str, list[int]]]:
-    return []
+def test_real_stages_answer_alike_however_they_are_cut_and_a_run_is_recorded(tiny_folder: str, tmp_path: Path) -> None:
+    trace, record = tmp_path / "run.json", tmp_path / "run.record"
+    builder = "penstock.model.stage:build_stage"
+    with start(tiny_folder, builder) as handle:
+        whole = serve(handle)
+    files = {"trace": str(trace), "record": str(record)}
+    with start(tiny_folder, builder, pipeline_parallel_size=3, **files) as handle:
+        cut = serve(handle)
+        assert [stage["steps"] > 0 for stage in handle.stats()["stages"]] == [True] * 3
+    assert cut.tokens == whole.tokens
+    assert "stage 2 rank 0" in trace.read_text()
+    report = replay(record)
+    assert report.num_plans > 6
+    assert report.difference is None
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
@@ -207,27 +207,3 @@ def test_a_stopped_client_slows_nobody_and_gets_its_tokens_when_it_goes_on(
         eventually(lambda: shared.stats()["scheduler"]["running"] == 0, timeout_s=60)
         process.send_signal(signal.SIGCONT)
         assert process.stdout.readline() == "right\n"
-
-
-def test_a_detached_engine_is_ended_by_whoever_finds_it(tiny_folder: str) -> None:
-    handle = start(tiny_folder, name="apart", detached=True)
-    found = find_engine("apart")
-    found.end_engine()
-    assert_nothing_is_left("apart", handle.pids)
-    handle.shutdown()
-
-
-def test_sockets_over_tcp_serve_as_well(tiny_folder: str) -> None:
-    with start(tiny_folder, pipeline_parallel_size=2, transport="tcp") as handle:
-        assert serve(handle).tokens["r1"] == fake_output(4, 6)
-
-
-def test_a_run_leaves_its_trace_and_a_record_that_replays(tiny_folder: str, tmp_path: Path) -> None:
-    trace, record = tmp_path / "run.json", tmp_path / "run.record"
-    settings = {"pipeline_parallel_size": 2, "trace": str(trace), "record": str(record)}
-    with start(tiny_folder, "penstock.model.stage:build_stage", **settings) as handle:
-        serve(handle)
-    assert "stage 1 rank 0" in trace.read_text()
-    report = replay(record)
-    assert report.num_plans > 6
-    assert report.difference is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from penstock.actors.liveness import ObserverClock, Watch
+from penstock.actors.liveness import ObserverClock, Progress, Watch
 from penstock.actors.sockets import Receiver, Sender
 from penstock.actors.worker_port import WorkerName, WorkerPort
 
@@ -36,6 +36,24 @@ def test_a_neighbours_report_names_the_worker_that_died() -> None:
     verdict = watch.verdict(10.8)
     assert verdict is not None
     assert verdict.startswith("stage 1 rank 0 (pid 41) sent no heartbeat for 0.8 s: dead or hung; stage 0")
+
+
+def test_a_stage_that_beats_but_does_not_end_its_step_is_named() -> None:
+    ports = workers(0.0, 0.0, 0.0)
+    progress = Progress(ports, 5.0)
+    assert progress.verdict(0.0, -1) is None
+    assert progress.verdict(100.0, -1) is None, "an idle engine is no hung one"
+    for port, step in zip(ports, (8, 7, 7), strict=True):
+        port.last_retired_step = step
+    assert progress.verdict(101.0, 10) is None
+    assert progress.verdict(106.0, 10) is None
+    assert progress.verdict(106.1, 10) == "stage 1 rank 0 (pid 41) has not ended step 8 for 5.1 s: hung"
+    ports[1].last_retired_step = ports[2].last_retired_step = 8
+    assert progress.verdict(106.2, 10) is None
+    for port in ports:
+        port.last_retired_step = 10
+    assert progress.verdict(106.3, 10) is None
+    assert progress.verdict(300.0, 10) is None
 
 
 def test_time_that_the_observer_slept_through_does_not_count() -> None:

@@ -147,3 +147,12 @@ def test_a_long_temporary_folder_is_passed_over(monkeypatch: pytest.MonkeyPatch,
     folder = module.ipc_folder()
     assert len(f"{folder}/s") <= module.MAX_IPC_PATH_BYTES
     os.rmdir(folder)
+
+
+def test_a_folder_that_a_killed_process_left_is_swept_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    old, new = Path(module.ipc_folder()), Path(module.ipc_folder())
+    os.utime(old, (0, 0))
+    assert Path(module.ipc_folder()).parent == tmp_path
+    assert not old.exists()
+    assert new.exists()

@@ -29,15 +29,16 @@ seeds = st.integers(0, (1 << 32) - 1)
 
 
 def random_config(rng: random.Random) -> SchedulerConfig:
-    """An engine small enough that every limit is met."""
+    """An engine small enough that every limit is met; one in three has room for sequences to decode side by side."""
     num_stages = rng.randint(1, 8)
+    is_roomy = rng.random() < 0.35
     return SchedulerConfig(
         num_stages=num_stages,
-        num_blocks=rng.randint(4, 60),
+        num_blocks=500 if is_roomy else rng.randint(4, 60),
         block_size=rng.choice([1, 2, 4]),
-        max_num_seqs=rng.randint(1, 12),
-        max_num_batched_tokens=rng.choice([1, 2, 3, 8, 64]),
-        max_model_len=rng.randint(8, 40),
+        max_num_seqs=24 if is_roomy else rng.randint(1, 12),
+        max_num_batched_tokens=rng.choice([8, 64]) if is_roomy else rng.choice([1, 2, 3, 8, 64]),
+        max_model_len=80 if is_roomy else rng.randint(8, 40),
         vocab_size=rng.choice([3, 50, 1000]),
         enable_prefix_caching=rng.random() < 0.7,
         async_scheduling=rng.random() < 0.7,
@@ -73,7 +74,7 @@ class RandomLoad(RuleBasedStateMachine):
         rng = random.Random(seed)
         for _ in range(count):
             values = rng.choice([2, self.config.vocab_size])
-            prompt = [rng.randrange(values) for _ in range(rng.randint(0, self.config.max_model_len - 2))]
+            prompt = [rng.randrange(values) for _ in range(rng.randint(0, min(38, self.config.max_model_len - 2)))]
             sampling = Sampling(
                 min_tokens=rng.choice([0, 0, 3]),
                 num_logprobs=rng.choice([-1, 0]),
@@ -81,7 +82,7 @@ class RandomLoad(RuleBasedStateMachine):
             )
             self.pipeline.submit(
                 prompt,
-                rng.randint(0, 20),
+                rng.randint(0, self.config.max_model_len // 2),
                 sampling=sampling,
                 stop_token_ids=tuple(rng.randrange(self.config.vocab_size) for _ in range(rng.randint(0, 1))),
                 eos_token_ids=tuple(rng.randrange(self.config.vocab_size) for _ in range(rng.choice([0, 2]))),
@@ -89,9 +90,11 @@ class RandomLoad(RuleBasedStateMachine):
             )
 
     @precondition(lambda self: self.pipeline.clients)
-    @rule(seed=seeds)
-    def abort(self, seed: int) -> None:
-        self.pipeline.abort(random.Random(seed).choice(sorted(self.pipeline.clients)))
+    @rule(seed=seeds, count=st.integers(1, 3))
+    def abort(self, seed: int, count: int) -> None:
+        names = sorted(self.pipeline.clients)
+        for name in random.Random(seed).choices(names, k=count):
+            self.pipeline.abort(name)
         self.note_members()
 
     @rule(count=st.integers(1, 12))
@@ -115,6 +118,22 @@ class RandomLoad(RuleBasedStateMachine):
             self.schedule(1)
             if len(self.pipeline.results) > num_late:
                 self.retire(1)
+
+    @rule(seed=seeds, count=st.integers(20, 200))
+    def storm(self, seed: int, count: int) -> None:
+        """Many calls at once, in the proportions of a busy engine."""
+        rng = random.Random(seed)
+        lateness = rng.randint(0, 10)
+        for _ in range(count):
+            kind = rng.random()
+            if kind < 0.05:
+                self.arrive(rng.getrandbits(32), rng.choice([1, 1, 1, 5]))
+            elif kind < 0.07 and self.pipeline.clients:
+                self.abort(rng.getrandbits(32), rng.randint(1, 4))
+            elif kind < 0.6:
+                self.schedule(rng.randint(1, 3))
+            elif len(self.pipeline.results) > (lateness if rng.random() < 0.8 else 0):
+                self.retire(rng.randint(1, 2))
 
     def note_members(self) -> None:
         members = {request.arrival for request in self.life.table.held() if request.state is State.DECODING}
@@ -150,6 +169,10 @@ class RandomLoad(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "pipeline"):
             return
+        for _ in range(1000):
+            if not self.pipeline.scheduler.num_unfinished:
+                break
+            self.run(20, self.config.num_stages)
         self.pipeline.run()
         stats = self.pipeline.scheduler.stats()
         assert stats.held_blocks == stats.running == stats.waiting == 0
