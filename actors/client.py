@@ -117,7 +117,8 @@ class EngineClient:
 
     def _tick(self, now: float) -> None:
         if now - self._last_heard > ENGINE_TIMEOUT_S:
-            self._fail(f"engine {self._engine_name!r} has been silent for {now - self._last_heard:.1f} s: dead or hung")
+            silence_s = now - self._last_heard
+            self._fail(f"engine {self._engine_name!r} has been silent for {silence_s:.1f} s: it is dead or hung")
         if now >= self._next_keepalive:
             self._next_keepalive = now + KEEPALIVE_S
             self._requests.send(frame(Kind.KEEPALIVE))
@@ -152,8 +153,7 @@ class EngineClient:
             _call(on_event, event)
 
     def _shut(self) -> None:
-        self._requests.zmq_socket.linger = 200  # for the farewell alone
-        self._requests.zmq_socket.close()
+        self._requests.close(linger_ms=200)  # for the farewell alone
         self._polls.close()
         self._sockets.close()
 

@@ -1,4 +1,7 @@
-"""Who is dead or hung: heartbeats of the workers, what they retire, and a clock that stands still while the observer itself doesn't run."""
+"""Who is dead or hung: heartbeats of the workers, and what they retire.
+
+Judged by a clock that stands still while the observer itself doesn't run.
+"""
 
 from __future__ import annotations
 

@@ -74,10 +74,11 @@ class Sender:
                 raise
             return True
 
-    def close(self) -> None:
-        """Drops what is queued and ends the pair."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Ends the pair; what is queued is dropped, unless it leaves within `linger_ms`, which nobody waits for."""
         with self._lock:
-            self.zmq_socket.close(linger=0)
+            if not self.zmq_socket.closed:
+                self.zmq_socket.close(linger=linger_ms)
 
 
 class Receiver:

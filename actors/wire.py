@@ -19,6 +19,7 @@ from ..scheduler.plan import GREEDY, Ints, Logprobs, Sampling
 Body = bytes | memoryview
 _FINISH_REASONS = (None, "stop", "length", "abort", "error")
 _MAX_INT32 = (1 << 31) - 1
+_WIRE_INT = np.dtype("<i4")
 _NO_TOKENS = np.empty(0, np.int32)
 
 
@@ -149,13 +150,13 @@ def _column(values: Ints) -> bytes | None:
     """Little-endian int32; an id beyond int32 travels as -1, outside every vocabulary, so that it is refused as one."""
     if not values.size:
         return None
-    if values.dtype != np.int32:
-        values = np.where((values > _MAX_INT32) | (values < 0), -1, values)
-    return values.astype("<i4", copy=False).tobytes()
+    if values.dtype != _WIRE_INT:
+        values = np.where((values > _MAX_INT32) | (values < 0), -1, values).astype(_WIRE_INT)
+    return values.tobytes()
 
 
 def _array(data: bytes | None) -> Ints:
-    return _NO_TOKENS if data is None else np.frombuffer(data, "<i4").astype(np.int32, copy=False)
+    return _NO_TOKENS if data is None else np.frombuffer(data, _WIRE_INT).astype(np.int32, copy=False)
 
 
 def _pack(value: Any) -> bytes:

@@ -119,9 +119,9 @@ def decode_sampling(fields: list[Any] | None) -> Sampling:
     """Sampling settings from their list form; nil is greedy."""
     if fields is None:
         return GREEDY
-    plain: list[Any] = fields[:-2]
-    stop_token_ids, logit_bias = fields[-2:]
-    return Sampling(*plain, tuple(stop_token_ids), tuple((int(t), float(b)) for t, b in logit_bias))
+    *plain, stop_token_ids, logit_bias = fields
+    values: list[Any] = [*plain, tuple(stop_token_ids), tuple((int(t), float(b)) for t, b in logit_bias)]
+    return Sampling(*values)
 
 
 def _column(values: Any, dtype: str = "<i4") -> bytes | None:

@@ -107,14 +107,13 @@ class GraphLauncher(EagerLauncher):
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         for rows in reversed(self._buckets.tolist()):
-            batch = self._static_batch(rows)
             stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(stream):
-                self._module(self._hidden[:rows], batch)  # kernels load now: none may in a capture
+                self._module(self._hidden[:rows], self._static_batch(rows))  # kernels load now: none may in a capture
             stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                self._out[:rows].copy_(self._module(self._hidden[:rows], batch))
+                self._out[:rows].copy_(self._module(self._hidden[:rows], self._static_batch(rows)))
             self._graphs[rows] = graph
         torch.cuda.synchronize(self._device)
         taken = free - torch.cuda.mem_get_info(self._device)[0]

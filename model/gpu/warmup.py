@@ -46,16 +46,19 @@ def blocks_in_memory(
     if not serves_block_size(limits.block_size):
         raise ConfigError(f"block_size is {limits.block_size}; on a GPU it must be a multiple of 16")
     device = module.rotary.device
-    _run_largest_step(module, sampler, limits, make_cache)
+    torch.cuda.reset_peak_memory_stats(device)
+    cache_bytes = _run_largest_step(module, sampler, limits, make_cache)
     torch.cuda.synchronize(device)
     free, total = torch.cuda.mem_get_info(device)
     elsewhere = total - free - torch.cuda.memory_reserved(device)  # CUDA's own, NCCL's, other processes'
-    peak = torch.cuda.max_memory_allocated(device)
+    peak = torch.cuda.max_memory_allocated(device) - cache_bytes
     num_graphs = 0 if config.enforce_eager else len(graph_buckets(limits.max_num_seqs))
     reserve = _SPARE_BYTES + num_graphs * _GRAPH_BYTES
     available = int(total * config.gpu_memory_utilization) - elsewhere - peak - reserve
+    smallest = make_cache(1)
+    module.bind_cache(smallest)
+    per_block = smallest.num_bytes
     torch.cuda.empty_cache()
-    per_block = make_cache(1).num_bytes
     gib = [x / (1 << 30) for x in (total, elsewhere, peak, reserve, max(available, 0))]
     log.info("memory in GiB: %.1f in all, %.1f others', %.1f a step's peak, %.1f kept, %.1f for the cache", *gib)
     if config.num_kv_blocks is None and available < 2 * per_block:
@@ -67,16 +70,19 @@ def blocks_in_memory(
 
 
 @torch.inference_mode()
-def _run_largest_step(module: StageModule, sampler: Sampler | None, limits: StepLimits, make_cache: MakeCache) -> None:
+def _run_largest_step(module: StageModule, sampler: Sampler | None, limits: StepLimits, make_cache: MakeCache) -> int:
+    """Runs it over a cache of its own; that cache's bytes."""
     tokens = limits.max_num_batched_tokens
     batch = _prompts(limits, module.rotary.device)
-    module.bind_cache(make_cache(-(-tokens // limits.block_size) + len(batch.seq_lens)))
+    cache = make_cache(batch.block_table.numel())
+    module.bind_cache(cache)
     hidden = torch.zeros(tokens, limits.hidden_size, dtype=limits.dtype, device=module.rotary.device)
     if module.embed_tokens is not None:
         hidden = module.embed(batch.token_ids)
     hidden = module(hidden, batch)
     if sampler is not None:
         _sample_all(module, sampler, hidden, min(tokens, limits.max_num_seqs))
+    return cache.num_bytes
 
 
 def _prompts(limits: StepLimits, device: torch.device) -> Batch:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from penstock.actors.in_process import PipelineDriver, start_in_process
 from penstock.actors.scheduler_settings import scheduler_config
 from penstock.configs.engine import EngineConfig
 from penstock.configs.model_config import read_model_config
+from penstock.model.batch import Batch
 from penstock.scheduler.messages import NewRequest
 from penstock.scheduler.plan import ints
 from penstock.scheduler.scheduler import Scheduler
@@ -25,7 +29,7 @@ from penstock.scheduler.timeline import write_chrome_trace
 
 from ..model.tiny import write_tiny_model
 
-LAYERS_S = 0.03
+LAYERS_S = 0.04
 NUM_TOKENS = 12
 
 
@@ -52,13 +56,13 @@ def start(folder: Path, stages: int, async_on: bool, delay_s: float) -> Pipeline
     model_config = replace(model_config, max_position_embeddings=128)
     driver = start_in_process(config, model_config, Scheduler(scheduler_config(config, model_config, 64)), 64)
     for rank in driver.ranks:
-        module = rank._stage._module
-        module.forward = slowed(module.forward)
+        stage: Any = rank._stage
+        stage._launcher.forward = slowed(stage._launcher.forward)
     return driver
 
 
-def slowed(forward):
-    def run(hidden, batch):
+def slowed(forward: Callable[[Tensor, Batch], Tensor]) -> Callable[[Tensor, Batch], Tensor]:
+    def run(hidden: Tensor, batch: Batch) -> Tensor:
         end = time.monotonic() + LAYERS_S
         out = forward(hidden, batch)
         time.sleep(max(0.0, end - time.monotonic()))
@@ -84,8 +88,8 @@ def steps_per_second(driver: PipelineDriver, stages: int) -> float:
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_late_results_cost_the_real_stage_nothing_with_async_on_and_do_with_it_off(folder: Path, stages: int) -> None:
-    delay = 0.8 * LAYERS_S
     on = steps_per_second(start(folder, stages, True, 0.0), stages)
+    delay = 0.8 / on  # of the step time as it is on this machine, now
     on_late = steps_per_second(start(folder, stages, True, delay), stages)
     off_late = steps_per_second(start(folder, stages, False, delay), stages)
     assert on_late >= 0.9 * on, f"async on keeps {on_late / on:.2f}"

@@ -100,6 +100,7 @@ def test_a_dead_or_hung_worker_fails_the_requests_within_5_s(tiny_folder: str, e
         answers.wait(1, timeout_s=5.0)
         assert time.monotonic() - began < 5.0
         assert f"stage 1 rank 0 (pid {victim}) sent no heartbeat" in (answers.ends["a"].error or "")
+        eventually(lambda: client.is_dead)
         with pytest.raises(EngineDeadError, match="stage 1 rank 0"):
             client.submit(request("b"), answers)
         workers = [stage["pid"] for stage in handle.stats()["stages"]]

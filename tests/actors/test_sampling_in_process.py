@@ -91,7 +91,8 @@ def test_a_request_draws_the_same_alone_and_in_a_batch(tiny: tuple[Path, Any]) -
 
 @torch.inference_mode()
 def reference_logprobs(model: Any, token_ids: list[int]) -> np.ndarray:
-    return model(torch.tensor([token_ids])).logits[0].float().log_softmax(-1).numpy()
+    logits: torch.Tensor = model(torch.tensor([token_ids])).logits[0]
+    return logits.float().log_softmax(-1).numpy()
 
 
 @pytest.mark.parametrize("stages", [1, 3])

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -39,7 +40,8 @@ def write_model(folder: Path) -> None:
         max_position_embeddings=1024,
         dtype="bfloat16",
     )
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = Qwen3ForCausalLM(config)
+    model.bfloat16().save_pretrained(folder)
 
 
 def prompts(num: int) -> list[list[int]]:
@@ -62,7 +64,8 @@ def penstock_run(llm: LLM, num: int) -> Callable[[], float]:
 
 
 def transformers_run(folder: Path, num: int) -> Callable[[], float]:
-    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.eval()
 
     def run() -> float:
         batch = torch.tensor(prompts(num))

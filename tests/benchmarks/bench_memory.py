@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from penstock.actors.engine import start_engine
@@ -34,7 +34,7 @@ def write_model(folder: Path) -> int:
         tie_word_embeddings=False,
         dtype="bfloat16",
     )
-    model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+    model: Any = Qwen3ForCausalLM(config).bfloat16()
     model.save_pretrained(folder, max_shard_size="200MB")
     return sum(p.numel() * p.element_size() for p in model.parameters())
 

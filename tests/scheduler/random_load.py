@@ -99,11 +99,15 @@ class RandomLoad(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 12))
     def schedule(self, count: int) -> None:
-        for _ in range(count):
-            plan = self.pipeline.schedule()
-            if plan is None:
-                break
+        while count and self.plan():
+            count -= 1
+
+    def plan(self) -> bool:
+        """One plan, if there can be one."""
+        plan = self.pipeline.schedule()
+        if plan is not None:
             self.check_plan(plan)
+        return plan is not None
 
     @precondition(lambda self: self.pipeline.results)
     @rule(count=st.integers(1, 10))
@@ -115,8 +119,7 @@ class RandomLoad(RuleBasedStateMachine):
     @rule(count=st.integers(1, 40), num_late=st.integers(0, 10))
     def run(self, count: int, num_late: int) -> None:
         for _ in range(count):
-            self.schedule(1)
-            if len(self.pipeline.results) > num_late:
+            if not self.plan() or len(self.pipeline.results) > num_late:
                 self.retire(1)
 
     @rule(seed=seeds, count=st.integers(20, 200))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -12,21 +14,21 @@ from penstock.scheduler.timeline import Timeline
 
 
 @pytest.fixture
-def device():
+def device() -> Iterator[CpuDevice]:
     device = CpuDevice(Timeline(keep_spans=True))
     yield device
     device.close()
 
 
-def test_a_lane_runs_its_work_in_the_order_of_enqueueing(device):
-    seen = []
-    events = [device.enqueue("compute", lambda i=i: seen.append(i), cause="compute", step=i) for i in range(50)]
+def test_a_lane_runs_its_work_in_the_order_of_enqueueing(device: CpuDevice) -> None:
+    seen: list[object] = []
+    events = [device.enqueue("compute", partial(seen.append, i), cause="compute", step=i) for i in range(50)]
     events[-1].wait()
     assert seen == list(range(50))
 
 
-def test_work_waits_for_an_event_of_another_lane_and_enqueue_returns_at_once(device):
-    seen = []
+def test_work_waits_for_an_event_of_another_lane_and_enqueue_returns_at_once(device: CpuDevice) -> None:
+    seen: list[object] = []
 
     def arrive() -> None:
         time.sleep(0.05)
@@ -41,9 +43,13 @@ def test_work_waits_for_an_event_of_another_lane_and_enqueue_returns_at_once(dev
     assert [(s.step, s.name) for s in waits] == [(3, "wait: activations")]
 
 
-def test_an_error_fails_what_waits_for_it_and_nothing_else(device):
-    failed = device.enqueue("receive", lambda: 1 / 0, cause="activations", step=0)
-    ran = []
+def fail() -> None:
+    raise ZeroDivisionError
+
+
+def test_an_error_fails_what_waits_for_it_and_nothing_else(device: CpuDevice) -> None:
+    failed = device.enqueue("receive", fail, cause="activations", step=0)
+    ran: list[str] = []
     dependent = device.enqueue("compute", lambda: ran.append("dependent"), [failed], cause="compute", step=0)
     other = device.enqueue("compute", lambda: ran.append("other"), cause="compute", step=1)
     other.wait()
@@ -53,14 +59,14 @@ def test_an_error_fails_what_waits_for_it_and_nothing_else(device):
         dependent.wait()
 
 
-def test_an_idle_compute_lane_waits_for_a_plan_by_name(device):
+def test_an_idle_compute_lane_waits_for_a_plan_by_name(device: CpuDevice) -> None:
     device.enqueue("compute", lambda: None, cause="compute", step=0).wait()
     device.enqueue("compute", lambda: None, cause="compute", step=1).wait()
     assert set(device.timeline.totals.wait_ns) <= {"plan"}
     assert device.timeline.totals.steps == 2
 
 
-def test_close_ends_every_lane_thread():
+def test_close_ends_every_lane_thread() -> None:
     device = CpuDevice(name="closing")
     device.enqueue("compute", lambda: None, cause="compute", step=0)
     device.enqueue("send", lambda: None, cause="send_buffer", step=0)

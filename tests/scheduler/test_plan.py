@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.scheduler.codec import decode_plan, decode_result, encode_plan, encode_result
 from penstock.scheduler.mirror import Mirror
-from penstock.scheduler.plan import Logprobs, Registration, Sampling, StepPlan, StepResult, ints
+from penstock.scheduler.plan import Ints, Logprobs, Registration, Sampling, StepPlan, StepResult, ints
 
 columns = st.lists(st.integers(0, 65535), max_size=40).map(ints)
 tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40).map(ints)
@@ -32,27 +34,29 @@ registrations = st.builds(
 )
 
 
-def same(a: object, b: object) -> bool:
+def same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
-        return bool(np.array_equal(a, b)) and a.dtype == b.dtype
+        return bool(np.array_equal(a, b) and a.dtype == b.dtype)
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
     if hasattr(a, "__slots__") and not isinstance(a, Sampling):
         return all(same(getattr(a, name), getattr(b, name)) for name in a.__slots__)
-    return a == b
+    return bool(a == b)
 
 
 @given(
     slots=columns, registrations=st.lists(registrations, max_size=3), released=columns, blocks=tokens, data=st.data()
 )
-def test_a_plan_survives_the_wire(slots, registrations, released, blocks, data):
+def test_a_plan_survives_the_wire(
+    slots: Ints, registrations: list[Registration], released: Ints, blocks: Ints, data: st.DataObject
+) -> None:
     counts = ints(data.draw(st.lists(st.integers(1, 9), min_size=len(slots), max_size=len(slots))))
     plan = StepPlan(7, slots, counts, 2, 1, released, registrations, ints(blocks % 65536), blocks)
     assert same(decode_plan(encode_plan(plan)), plan)
 
 
 @given(ids=tokens, top=st.integers(0, 3))
-def test_a_result_survives_the_wire(ids, top):
+def test_a_result_survives_the_wire(ids: Ints, top: int) -> None:
     k = len(ids)
     values = np.linspace(-3, 0, k, dtype=np.float32)
     wide = np.zeros((k, top), np.int32), np.zeros((k, top), np.float32)
@@ -62,7 +66,7 @@ def test_a_result_survives_the_wire(ids, top):
 
 
 @pytest.mark.parametrize("data", [b"", b"\x91\x09", b"\xc1", encode_result(StepResult(0, ints([1])))])
-def test_damaged_bytes_and_other_versions_are_refused(data):
+def test_damaged_bytes_and_other_versions_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (the errors of msgpack have many texts)
         decode_plan(data)
 
@@ -71,7 +75,7 @@ def prompt(slot: int, generation: int, length: int, computed: int = 0) -> Regist
     return Registration(slot, generation, computed, length, ints(range(100, 100 + length)))
 
 
-def test_a_chunked_prompt_samples_only_in_its_last_chunk_and_then_reads_the_future_map():
+def test_a_chunked_prompt_samples_only_in_its_last_chunk_and_then_reads_the_future_map() -> None:
     mirror = Mirror(4, 8, block_size=4)
     plan = StepPlan(
         0, ints([2]), ints([3]), registrations=[prompt(2, 0, 6)], block_slots=ints([2, 2]), block_ids=ints([5, 3])
@@ -88,7 +92,7 @@ def test_a_chunked_prompt_samples_only_in_its_last_chunk_and_then_reads_the_futu
     assert [(r.step, r.slots.tolist()) for r in decode.returns] == [(1, [2])]
 
 
-def test_token_messages_are_received_up_to_the_newest_that_a_step_needs_and_only_once():
+def test_token_messages_are_received_up_to_the_newest_that_a_step_needs_and_only_once() -> None:
     mirror = Mirror(4, 8, block_size=4)
     for step in range(3):
         mirror.apply(
@@ -102,9 +106,9 @@ def test_token_messages_are_received_up_to_the_newest_that_a_step_needs_and_only
     assert [r.step for r in mirror.apply(StepPlan(5, ints([2]), ints([1]))).returns] == [2]
 
 
-def test_a_slot_is_registered_again_only_after_its_release():
+def test_a_slot_is_registered_again_only_after_its_release() -> None:
     mirror = Mirror(2, 4, block_size=4)
-    grant = {"block_slots": ints([0]), "block_ids": ints([1])}
+    grant: dict[str, Any] = {"block_slots": ints([0]), "block_ids": ints([1])}
     mirror.apply(StepPlan(0, ints([0]), ints([2]), registrations=[prompt(0, 0, 2)], **grant))
     with pytest.raises(AssertionError, match="slot 0 registered while taken"):
         mirror.apply(StepPlan(1, ints([0]), ints([2]), registrations=[prompt(0, 1, 2)], **grant))
@@ -116,6 +120,6 @@ def test_a_slot_is_registered_again_only_after_its_release():
     assert again.token_ids.tolist() == [100]
 
 
-def test_plans_out_of_order_are_a_broken_invariant():
+def test_plans_out_of_order_are_a_broken_invariant() -> None:
     with pytest.raises(AssertionError, match="plan 1 arrived, 0 was expected"):
         Mirror(2, 4, 4).apply(StepPlan(1, ints([0]), ints([1])))

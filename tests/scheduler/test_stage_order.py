@@ -67,7 +67,8 @@ def run_one_at_a_time(stages: list[list[list[Operation]]], unretired: int, rng: 
     in order, at most `unretired` ahead of the last stage's retired steps.
     """
     last, num_steps = len(stages) - 1, len(stages[0])
-    arrived, queues = [0] * len(stages), [[] for _ in stages]
+    arrived = [0] * len(stages)
+    queues: list[list[Operation]] = [[] for _ in stages]
     tokens_sent: set[int] = set()
     retired = 0
     while retired < num_steps:

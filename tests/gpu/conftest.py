@@ -1,0 +1,14 @@
+"""Every test here needs an NVIDIA GPU; `python -m pytest tests/gpu -m gpu` runs them all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what lies beside this file, and skips it where there is no GPU."""
+    for item in items:
+        if "gpu" in item.path.parent.parts[-1:]:
+            item.add_marker(pytest.mark.gpu)
+            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"))

@@ -1,0 +1,88 @@
+"""Checks and times the engine on this machine's GPUs: `python tests/gpu/run_on_gpu.py OUTDIR [PART ...]`.
+
+Parts are tests, 8b-1, 8b-2, 8b-4, 32b-4; without any, what the GPUs at hand allow. Each part's output goes to a file of
+its own in OUTDIR; a part that fails doesn't stop the others. The last lines sum up.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+_COMMON = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 151645,
+}
+MODELS = {
+    "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
+    "32b": {"hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64},
+}
+WORKLOADS = {"chat": ["chat", "512"], "decode": ["decode", "256"]}
+LIMITS_S = {"tests": 280, "bench": 150}
+
+
+def run(out: Path, name: str, command: list[str], limit_s: float) -> str:
+    """Runs the command; its last line, or how it failed."""
+    print(f"== {name}: {' '.join(command)}", flush=True)
+    start, log = time.monotonic(), out / f"{name}.log"
+    with log.open("w") as file:
+        try:
+            status = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, timeout=limit_s, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = -1
+    lines = log.read_text(errors="replace").strip().splitlines()
+    print("\n".join(lines[-40 if status else -14 :]), flush=True)
+    last = lines[-1] if lines else ""
+    return f"{name}: {'ok' if status == 0 else f'status {status}'} in {time.monotonic() - start:.0f} s: {last}"
+
+
+def bench(out: Path, model: str, stages: int, workload: str, *extra: str) -> str:
+    """One workload of `penstock bench throughput`."""
+    folder = out / model
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(_COMMON | MODELS[model]))
+    kind, count = WORKLOADS[workload]
+    command = [sys.executable, "-m", "penstock", "bench", "throughput", str(folder), "--workload", kind]
+    command += ["--num-requests", count, "--load-format", "dummy", "--skip-tokenizer-init", "--device", "cuda"]
+    command += ["--max-num-seqs", "512", "--max-model-len", "4096", "--no-enable-prefix-caching"]
+    command += ["--pipeline-parallel-size", str(stages)]
+    command += ["--max-num-batched-tokens", "8192" if stages == 1 else "2048", *extra]
+    return run(
+        out, "-".join([model, str(stages), workload, *(e.strip("-") for e in extra)]), command, LIMITS_S["bench"]
+    )
+
+
+def main() -> None:
+    out, count = Path(sys.argv[1]).absolute(), torch.cuda.device_count()
+    parts = sys.argv[2:] or ["tests", "8b-1", *(f"8b-{n}" for n in (2, 4) if n <= count)]
+    out.mkdir(parents=True, exist_ok=True)
+    summary = [f"torch {torch.__version__}, {count} x {torch.cuda.get_device_name()}"]
+    for part in parts:
+        if part == "tests":
+            test = ["-m", "pytest", "tests/gpu", "tests/model/test_sampler_gpu.py", "-m", "gpu", "-s", "--durations=8"]
+            summary.append(run(out, "tests", [sys.executable, *test], LIMITS_S["tests"]))
+            continue
+        model, stages = part.split("-")
+        summary += [bench(out, model, int(stages), workload) for workload in WORKLOADS]
+    print("\n".join(["", *summary]))
+    (out / "summary.txt").write_text("\n".join(summary) + "\n")
+
+
+if __name__ == "__main__":
+    main()
