@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "penstock"
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large travels through Ray
+_AUTH_LOGGER = "ray._private.authentication.authentication_token_setup"
 _PROBE_S = 5.0
 
 
@@ -113,6 +114,7 @@ def _probe(address: str) -> None:
 def _start(num_cpus: int) -> str:
     """Starts a cluster; its session's folder."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger(_AUTH_LOGGER).setLevel(logging.ERROR)  # it says at every start that tokens are on, or off
     context: Any = ray.init(
         address="local",
         num_cpus=num_cpus,

@@ -75,7 +75,7 @@ class Sender:
             return True
 
     def close(self, linger_ms: int = 0) -> None:
-        """Ends the pair; what is queued is dropped, unless it leaves within `linger_ms`, which nobody waits for."""
+        """Ends the pair; what is queued is dropped, unless it leaves within `linger_ms`."""
         with self._lock:
             if not self.zmq_socket.closed:
                 self.zmq_socket.close(linger=linger_ms)

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -32,7 +33,8 @@ MODELS = {
     "32b": {"hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64},
 }
 WORKLOADS = {"chat": ["chat", "512"], "decode": ["decode", "256"]}
-LIMITS_S = {"tests": 280, "bench": 150}
+LIMITS_S = {"tests": 240, "bench": 130}
+HANG_S = 75  # of one test
 
 
 def run(out: Path, name: str, command: list[str], limit_s: float) -> str:
@@ -76,6 +78,8 @@ def main() -> None:
     for part in parts:
         if part == "tests":
             test = ["-m", "pytest", "tests/gpu", "tests/model/test_sampler_gpu.py", "-m", "gpu", "-s", "--durations=8"]
+            if find_spec("pytest_timeout"):
+                test.append(f"--timeout={HANG_S}")
             summary.append(run(out, "tests", [sys.executable, *test], LIMITS_S["tests"]))
             continue
         model, stages = part.split("-")

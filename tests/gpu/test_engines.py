@@ -36,7 +36,7 @@ def test_an_engine_answers_as_transformers_does(tmp_path: Path, settings: dict[s
     common = {"dtype": "float32", "device": "cuda", "block_size": 16, "max_model_len": 128, "max_num_seqs": 32}
     with LLM(str(tmp_path), skip_tokenizer_init=True, gpu_memory_utilization=0.06, **common, **settings) as llm:
         params = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True)
-        outputs = llm.generate(PROMPTS, params)  # type: ignore[arg-type]
+        outputs = llm.generate(PROMPTS, params)
         stages = llm.stats()["stages"]
         assert llm.limits.cache_tokens > 100_000, "the cache takes what the memory allows"
     assert [list(output.outputs[0].token_ids) for output in outputs] == expected

@@ -123,6 +123,33 @@ class FakeStage:
         return StepResult(step=work.step, token_ids=ints(tokens), epoch=work.plan.epoch)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Steps per second with late results, as shares of those with prompt ones."""
+
+    async_on: float
+    async_off: float
+
+    @property
+    def shows_asynchrony(self) -> bool:
+        return self.async_on >= 0.9 > self.async_off
+
+
+def kept_with_late_results(steps_per_second: Callable[[bool, float], float], attempts: int = 3) -> Kept:
+    """Delays each result by 0.8 of a step, as long as a step takes on this machine, now.
+
+    `steps_per_second` takes (async on, delay in s). A busy neighbour can spoil one attempt, so there are a few.
+    """
+    kept = Kept(0.0, 0.0)
+    for _ in range(attempts):
+        prompt = steps_per_second(True, 0.0)
+        delay_s = 0.8 / prompt
+        kept = Kept(steps_per_second(True, delay_s) / prompt, steps_per_second(False, delay_s) / prompt)
+        if kept.shows_asynchrony:
+            break
+    return kept
+
+
 def fake_ranks(
     devices: Sequence[Device],
     mirror: Callable[[], Mirror],
