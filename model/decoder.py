@@ -133,7 +133,7 @@ class StageModule(nn.Module):
 
     @torch.inference_mode()
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The stage's layers: hidden [T, H] in and out, the input left as it is."""
+        """The stage's layers: hidden [T, H] in and out; the input may be written over."""
         rotation = self.rotary.at(batch.positions)
         for layer in self.layers:
             hidden = layer(hidden, rotation, batch)

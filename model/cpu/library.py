@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch  # noqa: F401  loads the OpenMP runtime that the library's symbols resolve to
+
 logger = logging.getLogger(__name__)
 
 _SOURCES = ("kernels.c", "kernels.inc")
@@ -62,7 +64,7 @@ def load_library() -> CpuLibrary | None:
         return None
     try:
         return CpuLibrary(_compiled())
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning("the CPU kernels can't be compiled (%s): plain torch serves, more slowly", error)
         return None
 
@@ -72,13 +74,22 @@ def _compiled() -> Path:
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
         raise OSError(f"no compiler {os.environ.get('CC') or 'cc'} on the PATH")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = _cache_folder()
     target = folder / f"cpu-{_digest(compiler)}.so"
     if not target.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             _compile(compiler, Path(scratch)).replace(target)
     return target
+
+
+def _cache_folder() -> Path:
+    """The user's own; one that others may write to is refused, because what lies in it gets loaded."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise OSError(f"{folder} belongs to another user or is writable by others")
+    return folder
 
 
 def _digest(compiler: str) -> str:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _MODULES = ("vllm.vllm_flash_attn", "vllm_flash_attn")
 _BLOCK_MULTIPLE = 16  # tokens; what the paged kernels take
 _MAX_HEAD_DIM = 256
+_TILES_EACH = 4  # tiles (a row's keys of one head) for each multiprocessor that count as enough
 
 
 class FlashKernel(Protocol):
@@ -58,6 +59,7 @@ class FlashAttention:
         self.spec = spec
         self._kernel = kernel
         self._window = [-1, -1] if spec.window is None else [spec.window - 1, 0]
+        self._enough_tiles = _TILES_EACH * torch.cuda.get_device_properties().multi_processor_count
 
     def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
         queries = rotate_and_store(qkv, rotation, self.spec, cache, batch.cache_slots)
@@ -73,8 +75,16 @@ class FlashAttention:
             softmax_scale=self.spec.scale,
             causal=True,
             window_size=self._window,
+            num_splits=self._num_splits(batch),
         )
         return out.view(len(qkv), -1)
+
+    def _num_splits(self, batch: Batch) -> int:
+        """Rows of decodes that fill the device need no cut along the keys, nor the kernel that would join the parts.
+
+        0 leaves it to the kernel, which cuts by the width of the table.
+        """
+        return int(batch.all_decode and batch.num_rows * self.spec.num_kv_heads >= self._enough_tiles)
 
 
 def longest_query(batch: Batch) -> int:

@@ -109,6 +109,7 @@ class GraphLauncher(EagerLauncher):
         for rows in reversed(self._buckets.tolist()):
             stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(stream):
+                self._hidden.zero_()
                 self._module(self._hidden[:rows], self._static_batch(rows))  # kernels load now: none may in a capture
             stream.synchronize()
             graph = torch.cuda.CUDAGraph()

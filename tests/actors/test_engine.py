@@ -131,8 +131,8 @@ def test_a_killed_engine_is_noticed_by_its_client(tiny_folder: str) -> None:
 
 
 def test_what_keeps_a_stage_from_starting_is_told_in_its_own_words(tiny_folder: str) -> None:
-    with pytest.raises(ConfigError, match=r"^9 pipeline stages can't share 8 layers"):
-        start(tiny_folder, pipeline_parallel_size=9)
+    with pytest.raises(ConfigError, match=r"^tensor_parallel_size 3 doesn't divide the model's 4"):
+        start(tiny_folder, "penstock.model.stage:build_stage", tensor_parallel_size=3)
     with pytest.raises(EngineDeadError, match=r"^stage [01] rank 0: ValueError: no stage today$"):
         start(tiny_folder, "penstock.tests.actors.fake_stage:build_nothing", pipeline_parallel_size=2, name="broken")
     assert_nothing_is_left("broken", [])

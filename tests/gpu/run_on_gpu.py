@@ -66,7 +66,10 @@ def bench(out: Path, model: str, stages: int, workload: str, *extra: str) -> str
     command += ["--pipeline-parallel-size", str(stages)]
     command += ["--max-num-batched-tokens", "8192" if stages == 1 else "2048", *extra]
     return run(
-        out, "-".join([model, str(stages), workload, *(e.strip("-") for e in extra)]), command, LIMITS_S["bench"]
+        out,
+        "-".join([model, str(stages), workload, *(e.strip("-") for e in extra if e.startswith("--"))]),
+        command,
+        LIMITS_S["bench"],
     )
 
 
@@ -84,6 +87,9 @@ def main() -> None:
             continue
         model, stages = part.split("-")
         summary += [bench(out, model, int(stages), workload) for workload in WORKLOADS]
+        if stages != "1":
+            trace = out / f"{part}.trace.json"
+            summary.append(bench(out, model, int(stages), "decode", "--trace", str(trace)))
     print("\n".join(["", *summary]))
     (out / "summary.txt").write_text("\n".join(summary) + "\n")
 

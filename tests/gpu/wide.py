@@ -77,6 +77,7 @@ def wide_model(folder: Path, name: str, num_layers: int = 2) -> tuple[Any, Model
             else:
                 parameter.normal_(std=0.03)
             parameter.copy_(parameter.bfloat16().float())
+    config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     return model, read_model_config(folder), dict(model.state_dict())
 

@@ -56,6 +56,12 @@ def test_the_library_is_compiled_once_into_a_private_folder(fresh_library: Path)
     assert built.stat().st_mtime_ns == written
 
 
+def test_a_cache_that_others_may_write_to_is_not_trusted(fresh_library: Path) -> None:
+    (fresh_library / "penstock").mkdir()
+    (fresh_library / "penstock").chmod(0o777)
+    assert library.load_library() is None
+
+
 def test_other_types_and_odd_heads_are_torchs() -> None:
     kernels = make_kernels("cpu", torch.float16)
     assert kernels.linear is DenseLinear

@@ -206,3 +206,14 @@ def test_generations_wrap_within_sixteen_bits() -> None:
         pipeline.submit([1, 2, 3], 1, name=name)
     pipeline.run()
     assert [r.generation for plan in pipeline.plans for r in plan.registrations] == [(1 << 15) - 1, 0]
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+def test_a_decode_that_must_give_way_to_an_older_prompt_does_so_without_a_hang(num_stages: int) -> None:
+    config = replace(SMALL, num_blocks=7, num_stages=num_stages, max_unretired_plans=num_stages + 1)
+    pipeline = Pipeline(replace(config, max_num_batched_tokens=4, async_scheduling=False))
+    older = pipeline.submit([1] * 24, 4)
+    younger = pipeline.submit([2] * 4, 20)
+    pipeline.run()
+    assert pipeline.scheduler.stats().num_preemptions > 0
+    assert (len(older.output), len(younger.output)) == (4, 20)
