@@ -12,8 +12,8 @@ from . import __version__
 from .errors import PenstockError
 
 COMMANDS = {
-    "generate": "answer prompts, a file of prompts, or questions that the demo model was not trained on",
     "bench": "measure an engine: `bench throughput` runs a workload and says where the time went",
+    "generate": "answer prompts, a file of prompts, or questions that the demo model was not trained on",
     "replay": "schedule a recorded run again and compare every plan's bytes",
 }
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130  # exit statuses, the last as shells count SIGINT

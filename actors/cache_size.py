@@ -7,7 +7,7 @@ import logging
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig
 from ..errors import ConfigError
-from ..model.partition import partition_layers
+from ..model.partition import partition_for
 from .scheduler_settings import max_model_len
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def bytes_per_block(config: EngineConfig, model_config: ModelConfig) -> list[int
     heads = -(-model_config.num_key_value_heads // config.tensor_parallel_size)
     dtype = model_config.dtype if config.dtype == "auto" else config.dtype
     per_layer = 2 * config.block_size * heads * model_config.head_dim * _DTYPE_BYTES[dtype]
-    layers = partition_layers(model_config, config.pipeline_parallel_size, config.pipeline_layer_partition)
+    layers = partition_for(config, model_config)
     return [len(stage) * per_layer for stage in layers]
 
 

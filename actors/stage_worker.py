@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import ray
@@ -24,6 +25,7 @@ class _StageWorker:
     @ray.method
     def open(self, spec: WorkerSpec, engine: Peer) -> WorkerOffer:
         """Becomes this rank; where it is."""
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read as torch loads: a thread that spins starves its peers
         from .stage_host import StageHost
 
         place = this_place()

@@ -147,6 +147,13 @@ class StageModule(nn.Module):
         logits: Tensor = self.lm_head(self.norm(hidden))
         return logits
 
+    @torch.inference_mode()
+    def order(self, hidden: Tensor) -> Tensor:
+        """As `logits`, in the weights' type, for steps that only ask which is the largest."""
+        assert self.norm is not None, "only the last stage has the head"
+        assert self.lm_head is not None
+        return self.lm_head.order(self.norm(hidden))
+
 
 def build_stage_module(
     config: ModelConfig,

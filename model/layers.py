@@ -151,6 +151,10 @@ class VocabHead(_Weighted):
         self.kernel = self.kernels.linear(self._take_weight(), None)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        return self.order(hidden).float().contiguous()  # the sampler addresses it flat
+
+    def order(self, hidden: Tensor) -> Tensor:
+        """The logits in the weights' own type: enough to tell which is the largest, at a third of the traffic."""
         assert self.kernel is not None, "weights are loaded first"
-        logits = self.tp.all_gather_last(self.kernel(hidden))
-        return logits[..., : self.vocab_size].float().contiguous()  # the sampler addresses it flat
+        logits: Tensor = self.tp.all_gather_last(self.kernel(hidden))
+        return logits[..., : self.vocab_size]

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig
 from ..errors import ConfigError
 from .weight_map import Piece, stage_weights
 
+_GPU_ROWS, _GPU_LENGTH = 128, 400  # a step of decodes as it is typical: sequences, and tokens of each
+_GPU_OVERHEAD = 100_000_000  # weights that a GPU could read in the time between a layer's kernels (LOG.md)
 
-def partition_layers(config: ModelConfig, num_stages: int, explicit: list[int] | None = None) -> list[range]:
+
+def partition_for(engine: EngineConfig, config: ModelConfig) -> list[range]:
+    """The engine's partition. On a GPU a layer also costs its reading of the cache, and its many small kernels."""
+    extra = 0
+    if engine.device == "cuda":
+        extra = 2 * config.num_key_value_heads * config.head_dim * _GPU_ROWS * _GPU_LENGTH + _GPU_OVERHEAD
+    return partition_layers(config, engine.pipeline_parallel_size, engine.pipeline_layer_partition, extra)
+
+
+def partition_layers(
+    config: ModelConfig, num_stages: int, explicit: list[int] | None = None, layer_extra: int = 0
+) -> list[range]:
     """Contiguous layer ranges, one for each stage, of at least one layer.
 
     Without `explicit` the slowest stage is made as fast as it can be, a stage's cost being the weights that it reads
-    for a step: its layers' and, on the last, the head's. The embedding costs nothing, it only looks rows up. Among
-    equal partitions the earlier stages take more.
+    for a step: its layers', `layer_extra` for each added, and, on the last, the head's. The embedding costs nothing,
+    it only looks rows up. Among equal partitions the earlier stages take more.
     Raises ConfigError when there are more stages than layers, or when `explicit` doesn't add up.
     """
     num_layers = config.num_hidden_layers
     if num_stages < 1 or num_stages > num_layers:
         raise ConfigError(f"{num_stages} pipeline stages can't share {num_layers} layers: each needs at least one")
-    counts = _checked(explicit, num_stages, num_layers) if explicit is not None else _balanced(config, num_stages)
+    counts = (
+        _checked(explicit, num_stages, num_layers)
+        if explicit is not None
+        else _balanced(config, num_stages, layer_extra)
+    )
     ranges, start = [], 0
     for count in counts:
         ranges.append(range(start, start + count))
@@ -36,9 +54,10 @@ def _checked(explicit: list[int], num_stages: int, num_layers: int) -> list[int]
     return explicit
 
 
-def _balanced(config: ModelConfig, num_stages: int) -> list[int]:
+def _balanced(config: ModelConfig, num_stages: int, layer_extra: int) -> list[int]:
     """For each size of the last stage the others share evenly; the best of them, the larger last stage on a tie."""
     layer, head = step_costs(config)
+    layer += layer_extra
     num_layers = config.num_hidden_layers
     if num_stages == 1:
         return [num_layers]

@@ -58,6 +58,11 @@ class SamplingStep:
     draws: list[DrawStep] = field(default_factory=list)
     scores: ScoreStep | None = None
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the largest raw logit of each row is all that is asked for."""
+        return not (self.edits or self.penalties or self.draws or self.scores)
+
 
 @dataclass(slots=True)
 class Sampled:

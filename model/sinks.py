@@ -125,7 +125,8 @@ class SamplerSink:
         if work.prompt is not None:
             work.prompt_scores = self.prompt_logprobs.score(hidden, work.prompt, self.module.logits)
         if len(work.sample_offsets):
-            logits = self.module.logits(hidden[work.sample_offsets])
+            compute_logits = self.module.order if sampling.is_greedy else self.module.logits
+            logits = compute_logits(hidden[work.sample_offsets])
             work.sampled = self.sampler.sample(logits, sampling)
             if self.future_map is not None:
                 assert work.sample_slots is not None

@@ -26,7 +26,7 @@ from .kv_cache import KVCache
 from .launch import Launcher, StepLimits, make_launcher
 from .loader import dummy_weights, load_weights
 from .logprobs import PromptLogprobs
-from .partition import partition_layers
+from .partition import partition_for
 from .sampler import Sampler
 from .sinks import LinkSink, SamplerSink, Sink
 from .sources import LinkSource, Source, TokenSource
@@ -149,7 +149,7 @@ class _StageBuilder:
         )
         self.mirror = Mirror(config.max_num_seqs, self.limits.max_blocks_per_seq, config.block_size)
         self.future_map = FutureMap(config.max_num_seqs, self.torch_device)
-        layers = partition_layers(model_config, config.pipeline_parallel_size, config.pipeline_layer_partition)
+        layers = partition_for(config, model_config)
         self.module = self._module(layers[stage_idx])
         self.sampler: Sampler | None = None
         if self.is_last:

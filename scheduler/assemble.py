@@ -17,6 +17,7 @@ from .policy import Load, PrefillPolicy
 from .request import Request
 from .slots import Slots
 
+MAX_ADMISSIONS_PER_STEP = 32  # some 15 us each: a burst of short prompts must not hold up the stages
 _NO_ROWS = np.empty(0, np.intp)
 
 
@@ -29,7 +30,7 @@ class Draft:
     decodes: Slots = field(default_factory=lambda: _NO_ROWS)  # [D] one token each
     prefill_slots: list[int] = field(default_factory=list)  # [F]
     prefill_counts: list[int] = field(default_factory=list)  # [F]
-    final_chunks: list[int] = field(default_factory=list)  # indices into the prefill rows that sample
+    partial_chunks: list[int] = field(default_factory=list)  # indices of the prefill rows that don't sample
     registrations: list[Registration] = field(default_factory=list)
     block_slots: list[int] = field(default_factory=list)
     block_ids: list[int] = field(default_factory=list)
@@ -93,13 +94,16 @@ class Assembler:
     def publish(self, draft: Draft) -> tuple[StepPlan, Flight]:
         """The draft as a plan, and what to remember of it."""
         self._life.reserve.note_step()
-        slots, counts, sample_rows = draft.decodes, np.ones(len(draft.decodes), np.int32), None
+        slots, sample_rows = draft.decodes, None
+        counts = np.ones(draft.num_rows, np.int32)
         if draft.prefill_slots:
             num_decodes = len(slots)
             slots = np.concatenate((slots, np.array(draft.prefill_slots, np.intp)))
-            counts = np.concatenate((counts, ints(draft.prefill_counts)))
-            final = np.array(draft.final_chunks, np.intp) + num_decodes
-            sample_rows = np.concatenate((np.arange(num_decodes, dtype=np.intp), final))
+            counts[num_decodes:] = draft.prefill_counts
+            if draft.partial_chunks:
+                samples = np.ones(len(slots), np.bool_)
+                samples[[num_decodes + index for index in draft.partial_chunks]] = False
+                sample_rows = samples.nonzero()[0]
         plan = StepPlan(
             step=draft.step,
             slots=slots.astype(np.int32),
@@ -155,8 +159,10 @@ class Assembler:
             if request in life.prefilling and tokens_left:  # the cache is full; who comes later waits behind it
                 return
         while tokens_left and life.table.num_free and not life.preempted:
-            request_or_none = life.queue.head()
-            count = self._admit(draft, request_or_none, tokens_left) if request_or_none else 0
+            head = life.queue.head()
+            if head is None or len(draft.registrations) == MAX_ADMISSIONS_PER_STEP:
+                return
+            count = self._admit(draft, head, tokens_left)
             if not count:
                 return
             tokens_left -= count
@@ -219,8 +225,9 @@ class Assembler:
         draft.prefill_slots.append(slot)
         draft.prefill_counts.append(count)
         if end == len(request.tokens):
-            draft.final_chunks.append(len(draft.prefill_slots) - 1)
             life.prefilled(request, draft.step, draft.cohort)
+        else:
+            draft.partial_chunks.append(len(draft.prefill_slots) - 1)
 
     def _registration(self, request: Request, num_computed: int) -> Registration:
         return Registration(

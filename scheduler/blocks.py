@@ -53,7 +53,10 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """`count` blocks of nobody's, each held once. The caller has made sure that so many are free."""
         assert count <= self.num_free, f"{count} blocks asked for, {self.num_free} are free"
-        blocks = [self._blank.pop() if self._blank else self._evict() for _ in range(count)]
+        first_blank = max(0, len(self._blank) - count)
+        blocks = self._blank[first_blank:][::-1]
+        del self._blank[first_blank:]
+        blocks += [self._evict() for _ in range(count - len(blocks))]
         for block in blocks:
             self._refs[block] = 1
         return blocks

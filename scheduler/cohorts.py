@@ -53,7 +53,8 @@ class Cohorts:
         cohort = self._cohorts[index]
         if not cohort.size:
             cohort.last_step = step
-        self._enter(cohort, np.array([slot], np.intp), at_front=False)
+        cohort.slots = np.concatenate((self._members(cohort), np.array([slot], np.intp)))
+        self._count_in(cohort, slot)
 
     def leave(self, slot: int) -> None:
         """The member decodes no more. O(1): the cohort drops it at its next turn."""
@@ -78,6 +79,8 @@ class Cohorts:
 
     def waiting_turn(self) -> tuple[Cohort, Slots] | None:
         """The least recent cohort with members that may run as soon as their tokens are back; None without any."""
+        for cohort in self._cohorts:
+            self._move_surplus(cohort)
         for cohort in sorted((c for c in self._cohorts if c.size), key=_last_step):
             slots = self._members(cohort)
             able = self._has_room(slots).nonzero()[0]
@@ -108,19 +111,18 @@ class Cohorts:
         while cohort.size > min(self.sizes) + 1:
             smallest = min(self._cohorts, key=_size_then_turn)
             slots = self._members(cohort)
-            moved, cohort.slots = slots[-1:], slots[:-1]
+            moved, cohort.slots = int(slots[-1]), slots[:-1]
             cohort.size -= 1
             self.num_members -= 1
             if not smallest.size:
-                smallest.last_step = int(self._table.last_step[moved[0]])
-            self._enter(smallest, moved, at_front=True)
+                smallest.last_step = int(self._table.last_step[moved])
+            smallest.slots = np.concatenate((np.array([moved], np.intp), self._members(smallest)))
+            self._count_in(smallest, moved)
 
-    def _enter(self, cohort: Cohort, slots: Slots, *, at_front: bool) -> None:
-        members = self._members(cohort)
-        self._table.cohort[slots] = cohort.index
-        cohort.slots = np.concatenate((slots, members) if at_front else (members, slots))
-        cohort.size += len(slots)
-        self.num_members += len(slots)
+    def _count_in(self, cohort: Cohort, slot: int) -> None:
+        self._table.cohort[slot] = cohort.index
+        cohort.size += 1
+        self.num_members += 1
 
     def check(self) -> None:
         """Asserts that no sequence is in two cohorts or twice in one, and that the counts are right."""

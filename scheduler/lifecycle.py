@@ -161,8 +161,8 @@ class Lifecycle:
 
     def num_prefill_tokens(self) -> int:
         """Known tokens that no plan holds yet."""
-        slots = [request.slot for request in self.prefilling]
-        started = int((self.table.num_registered[slots] - self.table.num_scheduled[slots]).sum()) if slots else 0
+        num_scheduled = self.table.num_scheduled
+        started = sum(len(request.tokens) - int(num_scheduled[request.slot]) for request in self.prefilling)
         return self.queue.num_tokens + started
 
     def check(self) -> None:
@@ -174,6 +174,8 @@ class Lifecycle:
         assert len(held) + len(self.queue) == len(self.requests), "a request is neither waiting nor in a slot"
         assert self.queue.num_tokens == sum(len(request.tokens) for request in self.queue)
         assert all(request.state is State.WAITING and not request.blocks for request in self.queue)
+        stopping = {t for r in self.requests.values() for t in (*r.stop.eos_token_ids, *r.stop.stop_token_ids)}
+        assert self.stop_ids.ids == stopping, f"ids {self.stop_ids.ids ^ stopping} stop nobody, or are forgotten"
         assert _by_arrival(self.prefilling) == _by_arrival(r for r in held if r.state is State.PREFILLING)
         assert _by_arrival(self.preempted) == _by_arrival(r for r in held if r.state is State.PREEMPTED)
         for request in held:

@@ -20,7 +20,7 @@ class Outbox:
     def __init__(self) -> None:
         self.events: list[TokenEvent] = []
         self._finished: OrderedDict[tuple[str, str], Request] = OrderedDict()
-        self._kept_tokens = 0
+        self.num_kept_tokens = 0  # of finished requests
 
     def take(self) -> list[TokenEvent]:
         """The events since the last call."""
@@ -36,10 +36,10 @@ class Outbox:
         """Keeps a finished request's log."""
         self.forget(request.key)
         self._finished[request.key] = request
-        self._kept_tokens += len(request.tokens)
-        while self._kept_tokens > KEPT_TOKENS and len(self._finished) > 1:
+        self.num_kept_tokens += len(request.tokens)
+        while self.num_kept_tokens > KEPT_TOKENS and len(self._finished) > 1:
             _, oldest = self._finished.popitem(last=False)
-            self._kept_tokens -= len(oldest.tokens)
+            self.num_kept_tokens -= len(oldest.tokens)
 
     def finished(self, key: tuple[str, str]) -> Request | None:
         """The finished request of that key, if it is still kept."""
@@ -49,7 +49,7 @@ class Outbox:
         """Its final event has been delivered."""
         request = self._finished.pop(key, None)
         if request is not None:
-            self._kept_tokens -= len(request.tokens)
+            self.num_kept_tokens -= len(request.tokens)
 
     def forget_client(self, client_id: str) -> None:
         """The client is gone."""

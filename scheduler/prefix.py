@@ -14,7 +14,7 @@ from typing import Protocol
 
 from .request import Request
 
-HASHED_BLOCKS_PER_STEP = 256
+HASHED_BLOCKS_PER_STEP = 128  # for finding prefixes, and as many again for indexing new blocks; 1 us each
 _TOKEN_BYTES = array("i").itemsize
 
 
@@ -49,17 +49,20 @@ class PrefixIndex:
         self._block_size = block_size
         self._block_of: dict[bytes, int] = {}
         self._hash_of: list[bytes | None] = [None] * num_blocks
-        self._allowance = HASHED_BLOCKS_PER_STEP
+        self._match_allowance = self._add_allowance = HASHED_BLOCKS_PER_STEP
 
     def begin_step(self) -> None:
-        self._allowance = HASHED_BLOCKS_PER_STEP
+        self._match_allowance = self._add_allowance = HASHED_BLOCKS_PER_STEP
 
     def match(self, request: Request) -> list[int] | None:
         num_wanted = (len(request.tokens) - 1) // self._block_size
         hashes, blocks = request.block_hashes, []
         for index in range(num_wanted):
-            if index == len(hashes) and not self._hash(request, 1 if index == 0 else num_wanted):
-                return None
+            if index == len(hashes):  # the first alone, as most often it settles the matter
+                num_hashed = self._hash(request, 1 if index == 0 else num_wanted, self._match_allowance)
+                self._match_allowance -= num_hashed
+                if not num_hashed:
+                    return None
             block = self._block_of.get(hashes[index])
             if block is None:
                 break
@@ -69,7 +72,7 @@ class PrefixIndex:
     def add(self, request: Request, num_written: int) -> None:
         num_full = num_written // self._block_size
         if len(request.block_hashes) < num_full:
-            self._hash(request, num_full)
+            self._add_allowance -= self._hash(request, num_full, self._add_allowance)
         start, end = request.num_indexed, min(num_full, len(request.block_hashes))
         block_of, hash_of = self._block_of, self._hash_of
         for digest, block in zip(request.block_hashes[start:end], request.blocks[start:end], strict=True):
@@ -87,18 +90,18 @@ class PrefixIndex:
         del self._block_of[digest]
         self._hash_of[block] = None
 
-    def _hash(self, request: Request, num_blocks: int) -> bool:
-        """Hashes the request's blocks up to `num_blocks`, as far as the allowance reaches; whether it got further."""
-        hashes, num_bytes = request.block_hashes, self._block_size * _TOKEN_BYTES
+    def _hash(self, request: Request, num_blocks: int, allowance: int) -> int:
+        """Hashes the request's blocks up to `num_blocks`, as far as the allowance reaches; how many those were."""
+        hashes, size = request.block_hashes, self._block_size
         first = len(hashes)
-        last = min(num_blocks, first + self._allowance)
-        data = request.tokens[first * self._block_size : last * self._block_size].tobytes()
+        last = min(num_blocks, first + allowance)
+        data = request.tokens[first * size : last * size].tobytes()
+        num_bytes = size * _TOKEN_BYTES
         digest = hashes[-1] if hashes else b""
         for start in range(0, len(data), num_bytes):
             digest = blake2b(digest + data[start : start + num_bytes], digest_size=16).digest()
             hashes.append(digest)
-        self._allowance -= last - first
-        return last > first
+        return last - first
 
 
 class NoPrefixCache:

@@ -30,7 +30,7 @@ class Recorder(Scheduler):
 
     def __init__(self, scheduler: Scheduler, file: BinaryIO) -> None:
         """Stands in for `scheduler`, which must be a fresh one."""
-        assert not (scheduler.stats().num_steps or scheduler.num_unfinished), "the scheduler has begun already"
+        assert scheduler.stats().num_steps == scheduler.num_unfinished == 0, "the scheduler has begun already"
         super().__init__(scheduler.config)
         self._file = file
         self._write(_MAGIC, RECORD_VERSION, asdict(scheduler.config))

@@ -88,7 +88,7 @@ class Request:
 
     def known_tokens(self, start: int = 0) -> Ints:
         """A copy of the token log from `start` on."""
-        return np.array(self.tokens[start:], dtype=np.int32)
+        return np.frombuffer(self.tokens[start:], dtype=np.int32)
 
     def event(self, start: int) -> TokenEvent:
         """One event with all that is known from output token `start` on, the end included."""

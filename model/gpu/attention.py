@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _MODULES = ("vllm.vllm_flash_attn", "vllm_flash_attn")
 _BLOCK_MULTIPLE = 16  # tokens; what the paged kernels take
 _MAX_HEAD_DIM = 256
-_TILES_EACH = 4  # tiles (a row's keys of one head) for each multiprocessor that count as enough
+_TILES_EACH = 3  # tiles (a row's keys of one head) for each multiprocessor that count as enough
 
 
 class FlashKernel(Protocol):

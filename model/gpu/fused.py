@@ -114,13 +114,13 @@ def rotate_and_store(
     qkv [T, (heads + 2 * kv heads) * head_dim] and the cache's layer are contiguous.
     """
     queries = qkv.new_empty(len(qkv), spec.num_heads, spec.head_dim)
-    normed = spec.q_norm is not None
+    q_weight, k_weight = (qkv if weight is None else weight for weight in (spec.q_norm, spec.k_norm))
     _rotate_and_store[(len(qkv), spec.num_heads + 2 * spec.num_kv_heads)](
         qkv,
         rotation.cos,
         rotation.sin,
-        spec.q_norm if normed else qkv,
-        spec.k_norm if normed else qkv,
+        q_weight,
+        k_weight,
         cache_slots,
         queries,
         cache.flat_keys,
@@ -131,7 +131,7 @@ def rotate_and_store(
         DIM=spec.head_dim,
         ROTARY=rotation.rotary_dim,
         INTERLEAVED=rotation.interleaved,
-        NORMED=normed,
+        NORMED=spec.q_norm is not None,
         BLOCK=triton.next_power_of_2(spec.head_dim),
         num_warps=1,
     )

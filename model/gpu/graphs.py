@@ -103,6 +103,7 @@ class GraphLauncher(EagerLauncher):
     @torch.inference_mode()
     def _capture_all(self) -> None:
         """Largest first, so that the smaller ones find its memory in the pool."""
+        torch.cuda.empty_cache()
         start_s, (free, _) = time.monotonic(), torch.cuda.mem_get_info(self._device)
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]

@@ -29,7 +29,7 @@ from .graphs import graph_buckets
 
 log = logging.getLogger(__name__)
 
-_GRAPH_BYTES = 24 << 20  # of one graph, its kernels' nodes; measured 2026-11-22 with 36 layers, see LOG.md
+_GRAPH_BYTES = 8 << 20  # of one graph: 35 of them over 35 layers took 268 MiB (LOG.md)
 _SPARE_BYTES = 512 << 20  # fragmentation, and kernels that load late
 _MAX_TOP = 20  # alternatives that a row may ask for
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 
 from penstock.actors.engine import EngineHandle, start_engine
@@ -52,13 +50,6 @@ def pairwise_cases() -> list[dict[str, Any]]:
 
 
 CASES = pairwise_cases()
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=16, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +98,7 @@ def play(engine: EngineHandle, scene: Scenario) -> Outcome:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(v) for v in c.values()))
 def test_greedy_tokens_over_actors_equal_those_of_transformers(
-    cluster: None, models: dict[str, tuple[Path, Scenario, list[list[int]]]], case: dict[str, Any]
+    ray_cluster: str, models: dict[str, tuple[Path, Scenario, list[list[int]]]], case: dict[str, Any]
 ) -> None:
     folder, scene, expected = models[case["model"]]
     layers = TINY_MODELS[case["model"]].num_layers

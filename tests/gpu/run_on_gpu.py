@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-_COMMON = {
+COMMON = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
     "vocab_size": 151936,
@@ -32,7 +32,12 @@ MODELS = {
     "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
     "32b": {"hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64},
 }
-WORKLOADS = {"chat": ["chat", "512"], "decode": ["decode", "256"]}
+WORKLOADS = {
+    "chat": ["chat", "--num-requests", "512"],
+    "decode": ["decode", "--num-requests", "256"],
+    "chat64": ["chat", "--num-requests", "256", "--at-once", "64"],
+}
+MANY = ["decode", "--num-requests", "1024", "--max-num-seqs", "1024"]
 LIMITS_S = {"tests": 240, "bench": 130}
 HANG_S = 75  # of one test
 
@@ -54,23 +59,16 @@ def run(out: Path, name: str, command: list[str], limit_s: float) -> str:
     return f"{name}: {'ok' if status == 0 else f'status {status}'} in {time.monotonic() - start:.0f} s: {last}"
 
 
-def bench(out: Path, model: str, stages: int, workload: str, *extra: str) -> str:
+def bench(out: Path, model: str, stages: int, name: str, arguments: list[str]) -> str:
     """One workload of `penstock bench throughput`."""
     folder = out / model
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(_COMMON | MODELS[model]))
-    kind, count = WORKLOADS[workload]
-    command = [sys.executable, "-m", "penstock", "bench", "throughput", str(folder), "--workload", kind]
-    command += ["--num-requests", count, "--load-format", "dummy", "--skip-tokenizer-init", "--device", "cuda"]
-    command += ["--max-num-seqs", "512", "--max-model-len", "4096", "--no-enable-prefix-caching"]
-    command += ["--pipeline-parallel-size", str(stages)]
-    command += ["--max-num-batched-tokens", "8192" if stages == 1 else "2048", *extra]
-    return run(
-        out,
-        "-".join([model, str(stages), workload, *(e.strip("-") for e in extra if e.startswith("--"))]),
-        command,
-        LIMITS_S["bench"],
-    )
+    (folder / "config.json").write_text(json.dumps(COMMON | MODELS[model]))
+    command = [sys.executable, "-m", "penstock", "bench", "throughput", str(folder), "--load-format", "dummy"]
+    command += ["--skip-tokenizer-init", "--device", "cuda", "--max-model-len", "4096", "--no-enable-prefix-caching"]
+    command += ["--pipeline-parallel-size", str(stages), "--max-num-seqs", "512"]
+    command += ["--max-num-batched-tokens", "8192" if stages == 1 else "2048", "--workload", *arguments]
+    return run(out, f"{model}-{stages}-{name}", command, LIMITS_S["bench"])
 
 
 def main() -> None:
@@ -85,11 +83,14 @@ def main() -> None:
                 test.append(f"--timeout={HANG_S}")
             summary.append(run(out, "tests", [sys.executable, *test], LIMITS_S["tests"]))
             continue
-        model, stages = part.split("-")
-        summary += [bench(out, model, int(stages), workload) for workload in WORKLOADS]
-        if stages != "1":
-            trace = out / f"{part}.trace.json"
-            summary.append(bench(out, model, int(stages), "decode", "--trace", str(trace)))
+        model, given = part.split("-")
+        stages = int(given)
+        runs = dict(WORKLOADS)
+        if stages > 1:
+            runs["decode1024"] = MANY
+            runs["decode-sync"] = [*WORKLOADS["decode"], "--no-async-scheduling"]
+            runs["decode-trace"] = [*WORKLOADS["decode"], "--trace", str(out / f"{part}.trace.json")]
+        summary += [bench(out, model, stages, name, arguments) for name, arguments in runs.items()]
     print("\n".join(["", *summary]))
     (out / "summary.txt").write_text("\n".join(summary) + "\n")
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from penstock.scheduler import outbox
+from penstock.scheduler.assemble import MAX_ADMISSIONS_PER_STEP
 from penstock.scheduler.config import SchedulerConfig
 from penstock.scheduler.plan import Sampling, StepResult, ints
 
@@ -28,6 +30,16 @@ def test_prefill_fills_the_budget_in_chunks_and_several_prompts_share_a_step() -
     assert second is not None
     assert first.num_tokens.tolist() == [10]
     assert second.num_tokens.tolist() == [4, 5]
+    pipeline.run()
+
+
+def test_a_burst_of_short_prompts_is_admitted_over_several_steps() -> None:
+    pipeline = Pipeline(replace(CONFIG, num_blocks=256, max_num_seqs=100))
+    for index in range(100):
+        pipeline.submit([index + 1], 9)
+    plan = pipeline.schedule()
+    assert plan is not None
+    assert len(plan.registrations) == MAX_ADMISSIONS_PER_STEP
     pipeline.run()
 
 
@@ -197,6 +209,33 @@ def test_a_finished_request_is_known_until_it_is_forgotten() -> None:
     assert pipeline.scheduler.catch_up("", "it", 2) is not None
     pipeline.scheduler.forget("", "it")
     assert pipeline.scheduler.catch_up("", "it", 0) is None
+
+
+def test_logs_that_nobody_forgets_are_bounded_and_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "KEPT_TOKENS", 20)
+    pipeline = Pipeline(CONFIG)
+    for name in ("a", "b", "c", "d"):
+        pipeline.submit([1, 2, 3], 5, name=name)  # 8 tokens each
+        pipeline.run()
+    known = [name for name in "abcd" if pipeline.scheduler.catch_up("", name, 0)]
+    assert known == ["c", "d"]
+
+
+def test_a_request_id_may_be_used_again_after_its_end() -> None:
+    pipeline = Pipeline(CONFIG)
+    for _ in range(3):
+        seen = pipeline.submit([1, 2, 3], 1, name="again")
+        pipeline.num_sampled.clear()
+        pipeline.run()
+        assert seen.finish_reason == "length"
+    assert pipeline.scheduler._life.outbox.num_kept_tokens == 4
+
+
+def test_a_prompt_larger_than_what_the_reserve_leaves_is_admitted_when_nothing_else_runs() -> None:
+    pipeline = Pipeline(replace(CONFIG, num_blocks=10, kv_reserve=0.5))
+    seen = pipeline.submit(range(36), 4)
+    pipeline.run()
+    assert seen.finish_reason == "length"
 
 
 def test_generations_wrap_within_sixteen_bits() -> None:

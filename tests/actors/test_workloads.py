@@ -1,0 +1,35 @@
+"""The workloads are the ones that the anchors were measured with."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.actors.commands.bench import run
+from penstock.actors.commands.workloads import make_workload
+from penstock.errors import ConfigError
+
+VOCAB_SIZE = 151936
+
+
+def test_chat_is_the_same_mix_on_every_run() -> None:
+    requests = make_workload("chat", 512, VOCAB_SIZE)
+    assert sum(len(each.prompt_token_ids) for each in requests) == 156948
+    assert sum(each.max_tokens for each in requests) == 123248
+    assert all(1000 <= token < VOCAB_SIZE - 1000 for each in requests for token in each.prompt_token_ids)
+
+
+def test_requests_come_at_once_or_at_a_rate() -> None:
+    assert {each.arrival_s for each in make_workload("decode", 8, VOCAB_SIZE)} == {0.0}
+    arrivals = [each.arrival_s for each in make_workload("prefill", 400, VOCAB_SIZE, rate=40.0)]
+    assert arrivals == sorted(arrivals)
+    assert 8 < arrivals[-1] < 12
+
+
+def test_a_vocabulary_too_small_is_refused() -> None:
+    with pytest.raises(ConfigError, match="more than 2000 tokens, not 211"):
+        make_workload("chat", 1, 211)
+
+
+def test_bench_says_how_it_is_used() -> None:
+    assert run([]) == 0
+    assert run(["faster"]) == 2

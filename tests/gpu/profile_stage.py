@@ -1,0 +1,238 @@
+"""Where a stage's time goes on this GPU: decodes of Qwen3-8B layers in a graph, kernel by kernel, and the head.
+
+`python tests/gpu/profile_stage.py [LAYERS [PART ...]]`; parts are stage, mixed (launched kernel by kernel), attention
+(alone, by size of block and number of splits), products (alone, over several weights so that no cache holds them).
+"""
+
+from __future__ import annotations
+
+import cProfile
+import itertools
+import json
+import logging
+import pstats
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from run_on_gpu import COMMON, MODELS  # type: ignore[import-not-found]  # beside this script
+from torch import Tensor
+from torch.nn import functional as F
+
+from penstock.configs.model_config import read_model_config
+from penstock.model.batch import Batch
+from penstock.model.decoder import StageModule, build_stage_module
+from penstock.model.gpu.attention import FlashKernel, find_flash_attention
+from penstock.model.gpu.clock import timing_event
+from penstock.model.gpu.graphs import GraphLauncher
+from penstock.model.kv_cache import KVCache
+from penstock.model.launch import StepLimits
+from penstock.model.loader import dummy_weights
+from penstock.model.tensor_parallel import NoTensorParallel
+
+ROWS, LENGTH, MAX_LEN, BLOCK = (16, 64, 128, 256), 400, 4096, 16
+BYTES_PER_S = 4.3e12
+
+
+def time_ms(work: Callable[[], object], repeats: int = 40) -> float:
+    """Mean time on the device, warm."""
+    for _ in range(5):
+        work()
+    start, end = timing_event(), timing_event()
+    start.record()
+    for _ in range(repeats):
+        work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / repeats
+
+
+def build(num_layers: int) -> tuple[StageModule, GraphLauncher]:
+    """The model's last layers with the head, and graphs over them."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(COMMON | MODELS["8b"]))
+        config = read_model_config(folder)
+    layers = range(config.num_hidden_layers - num_layers, config.num_hidden_layers)
+    module = build_stage_module(
+        config, layers, NoTensorParallel(), dtype=torch.bfloat16, device="cuda", first=False, last=True
+    )
+    dummy_weights(module, config, 0)
+    blocks = max(ROWS) * (LENGTH // BLOCK + 1)
+    module.bind_cache(
+        KVCache(num_layers, blocks + 1, BLOCK, config.num_key_value_heads, config.head_dim, torch.bfloat16, "cuda")
+    )
+    limits = StepLimits(512, 8192, MAX_LEN, BLOCK, config.hidden_size, torch.bfloat16)
+    return module, GraphLauncher(module, torch.device("cuda"), limits, blocks)
+
+
+def greedy(compute_logits: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """The head's work for rows that take the likeliest token."""
+    return compute_logits(hidden).argmax(-1)
+
+
+def profile_decodes(num_layers: int) -> None:
+    """Replays of each number of rows: time, floor, and the kernels of one of them."""
+    module, launcher = build(num_layers)
+    weights = sum(195 << 20 for _ in range(num_layers)) * 2
+    for rows in ROWS:
+        width = LENGTH // BLOCK + 1
+        launcher._decode_tables[:rows, :width] = torch.randperm(rows * width, device="cuda").view(rows, width).int()
+        launcher._seq_lens[:rows] = LENGTH
+        launcher._positions[:rows] = LENGTH - 1
+        launcher._cache_slots[:rows] = launcher._decode_tables[:rows, width - 1].long() * BLOCK + 3
+        hidden = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
+
+        def replay(rows: int = rows, hidden: Tensor = hidden) -> None:
+            launcher._hidden[:rows].copy_(hidden)
+            launcher._graphs[rows].replay()
+
+        stage = time_ms(replay)
+        head, full = (time_ms(partial(greedy, compute, hidden)) for compute in (module.order, module.logits))
+        floor = (weights + rows * LENGTH * num_layers * 4096) / BYTES_PER_S * 1e3
+        print(f"{rows} rows: {num_layers} layers {stage:.3f} ms (floor {floor:.3f}), head {head:.3f}, float {full:.3f}")
+        if rows in (64, 256):
+            activities = [torch.profiler.ProfilerActivity.CUDA]
+            with torch.profiler.profile(activities=activities) as profile:
+                replay()
+                module.order(hidden).argmax(-1)
+                torch.cuda.synchronize()
+            table = profile.key_averages().table(sort_by="cuda_time_total", row_limit=16, max_name_column_width=90)
+            print("\n".join(line[:92] + line[-90:] for line in table.splitlines()))
+
+
+def run_often(launcher: GraphLauncher, hidden: Tensor, batch: Batch) -> None:
+    """Ten forward passes."""
+    for _ in range(10):
+        launcher.forward(hidden.clone(), batch)
+
+
+def time_mixed(num_layers: int) -> None:
+    """Steps of 64 decodes and a prompt, launched kernel by kernel: the host's time and the device's."""
+    _, launcher = build(num_layers)
+    width, rows = LENGTH // BLOCK + 1, 64
+    for chunk in (64, 300, 1024):
+        counts = np.array([1] * rows + [chunk])
+        lengths = np.array([LENGTH] * rows + [chunk])
+        blocks = -(-lengths // BLOCK)
+        table = np.zeros((rows + 1, max(width, blocks[-1])), np.int32)
+        for row, (first, count) in enumerate(zip(np.cumsum(blocks) - blocks, blocks, strict=True)):
+            table[row, :count] = np.arange(first, first + count)
+        starts = np.r_[0, np.cumsum(counts)].astype(np.int32)
+        at = np.concatenate([np.arange(n - c, n) for n, c in zip(lengths, counts, strict=True)])
+        slots = table[np.repeat(np.arange(rows + 1), counts), at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK
+        given = [torch.from_numpy(x).cuda() for x in (at, slots, starts, lengths.astype(np.int32), table)]
+        positions, cache_slots, query_starts, seq_lens, block_table = given
+        batch = Batch(
+            num_tokens=len(at),
+            num_rows=rows + 1,
+            max_seq_len=int(lengths.max()),
+            all_decode=False,
+            token_ids=positions,
+            positions=positions,
+            cache_slots=cache_slots,
+            query_starts=query_starts,
+            seq_lens=seq_lens,
+            block_table=block_table,
+            host_query_starts=starts,
+            host_seq_lens=lengths.astype(np.int32),
+        )
+        hidden = torch.randn(len(at), 4096, device="cuda", dtype=torch.bfloat16)
+        with torch.inference_mode():
+            device_ms = time_ms(partial(run_often, launcher, hidden, batch), 2) / 10
+            torch.cuda.synchronize()
+            start_s = time.perf_counter()
+            run_often(launcher, hidden, batch)
+            host_ms = (time.perf_counter() - start_s) * 100
+            torch.cuda.synchronize()
+            if chunk == 64:
+                profile = cProfile.Profile()
+                profile.runcall(run_often, launcher, hidden, batch)
+                pstats.Stats(profile).sort_stats("tottime").print_stats(22)
+        print(f"mixed, 64 rows and {chunk} tokens, {num_layers} layers: {device_ms:.2f} ms, host {host_ms:.2f} ms")
+
+
+def attend_all(kernel: FlashKernel, q: Tensor, layers: list[Tensor], options: dict[str, Any]) -> None:
+    """Attention in several layers, one after the other."""
+    for keys, values in layers:
+        kernel(q, keys, values, **options)
+
+
+def time_attention() -> None:
+    """One layer's attention of decodes, blocks scattered."""
+    kernel = find_flash_attention()
+    assert kernel is not None
+    for rows, block in itertools.product((64, 128, 256), (16, 32, 64, 128, 256)):
+        width = MAX_LEN // block
+        blocks = rows * (LENGTH // block + 1)
+        layers = [torch.randn(2, blocks, block, 8, 128, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+        table = torch.zeros(rows, width, dtype=torch.int32, device="cuda")
+        table[:, : LENGTH // block + 1] = torch.randperm(blocks, device="cuda").view(rows, -1).int()
+        options = {
+            "max_seqlen_q": 1,
+            "cu_seqlens_q": torch.arange(rows + 1, dtype=torch.int32, device="cuda"),
+            "max_seqlen_k": MAX_LEN,
+            "seqused_k": torch.full((rows,), LENGTH, dtype=torch.int32, device="cuda"),
+            "block_table": table,
+            "causal": True,
+        }
+        q = torch.randn(rows, 32, 128, device="cuda", dtype=torch.bfloat16)
+        figures = []
+        for splits in (0, 1, 2):
+            graph = torch.cuda.CUDAGraph()
+
+            attend = partial(attend_all, kernel, q, layers, options | {"num_splits": splits})
+
+            attend()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph):
+                attend()
+            figures.append(f"{splits} splits {time_ms(graph.replay) * 1e3 / len(layers):.1f} us")
+        floor = rows * LENGTH * 4096 / BYTES_PER_S * 1e6
+        print(f"attention, {rows} rows, blocks of {block}: {', '.join(figures)}; floor {floor:.1f} us")
+
+
+def plain(weights: Iterator[Tensor], x: Tensor) -> Tensor:
+    """The next weight's product."""
+    return F.linear(x, next(weights))
+
+
+def into(weights: Iterator[Tensor], x: Tensor, residual: Tensor) -> Tensor:
+    """The next weight's product, added where the residual lies."""
+    return residual.addmm_(x, next(weights).t())
+
+
+def time_products() -> None:
+    """Products of a layer: plain, into the residual, and by the other library."""
+    shapes = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
+    for name, (outputs, inputs) in shapes.items():
+        turn = itertools.cycle([torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(6)])
+        for rows in ROWS:
+            x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
+            residual = torch.randn(rows, outputs, device="cuda", dtype=torch.bfloat16)
+            ways = {"plain": partial(plain, turn, x), "into": partial(into, turn, x, residual)}
+            figures = []
+            for library in ("cublas", "cublaslt"):
+                torch.backends.cuda.preferred_blas_library(library)
+                figures += [f"{library} {way} {time_ms(work) * 1e3:.1f}" for way, work in ways.items()]
+            floor = outputs * inputs * 2 / BYTES_PER_S * 1e6
+            print(f"{name} {rows}: {', '.join(figures)} us; floor {floor:.1f}")
+    torch.backends.cuda.preferred_blas_library("default")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    parts = sys.argv[2:] or ["stage", "attention", "products"]
+    if "stage" in parts:
+        profile_decodes(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
+    if "mixed" in parts:
+        time_mixed(int(sys.argv[1]))
+    if "attention" in parts:
+        time_attention()
+    if "products" in parts:
+        time_products()
