@@ -125,14 +125,14 @@ class Cohorts:
         self.num_members += 1
 
     def check(self) -> None:
-        """Asserts that no sequence is in two cohorts or twice in one, and that the counts are right."""
+        """Asserts that no sequence is in two cohorts or twice in one, and that the counts are right; changes nothing."""
         seen: set[int] = set()
         for cohort in self._cohorts:
-            members = self._members(cohort).tolist()
+            members = [slot for slot in cohort.slots.tolist() if self._table.cohort[slot] == cohort.index]
+            assert cohort.has_leavers or len(members) == len(cohort.slots), f"cohort {cohort.index} has strangers"
             assert len(members) == cohort.size, f"cohort {cohort.index}: {len(members)} members, size {cohort.size}"
             assert len(set(members)) == len(members), f"a slot twice in cohort {cohort.index}: {members}"
             assert not seen.intersection(members), f"a slot in two cohorts: {seen.intersection(members)}"
-            assert all(self._table.cohort[slot] == cohort.index for slot in members)
             seen.update(members)
         assert len(seen) == self.num_members == int((self._table.cohort >= 0).sum())
 

@@ -1,10 +1,12 @@
 """A request's way through the scheduler: every change of state, and every change of ownership of slots and blocks.
 
     WAITING -> PREFILLING -> DECODING -> LAST -> FINISHED
-       ^------ PREEMPTED <------'  (from PREFILLING and DECODING)
+       ^           v            v         v
+       `------------------ PREEMPTED --------> FINISHED
 
 A preempted request gives its blocks up at once, keeps its slot until the steps already planned for it have retired
-(their tokens are kept), and then waits at the queue's front. Aborts and errors finish a request from any state.
+(their tokens are kept, and may end it), and then waits at the queue's front. Aborts and errors finish a request from
+any state.
 """
 
 from __future__ import annotations
@@ -100,16 +102,9 @@ class Lifecycle:
         self._leave_state(request)
         request.state = State.LAST
 
-    def preempt_latest(self) -> Request | None:
-        """Takes the blocks of the latest arrival, or of one that needs none any more; None when nobody has blocks."""
-        holders = [request for request in self.table.held() if request.blocks]
-        if not holders:
-            return None
-        victim = max(holders, key=_least_loss)
-        self._preempt(victim)
-        return victim
-
-    def _preempt(self, request: Request) -> None:
+    def preempt_latest(self) -> None:
+        """Takes the blocks of somebody who needs none any more, or else of the latest arrival."""
+        request = max((request for request in self.table.held() if request.blocks), key=_least_loss)
         if request.state is not State.LAST:
             self.num_preemptions += 1
             self.reserve.note_preemption()

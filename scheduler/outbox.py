@@ -33,8 +33,7 @@ class Outbox:
         self.events.append(event)
 
     def keep(self, request: Request) -> None:
-        """Keeps a finished request's log."""
-        self.forget(request.key)
+        """Keeps a finished request's log; none of the same key is kept, as its id was free when it came."""
         self._finished[request.key] = request
         self.num_kept_tokens += len(request.tokens)
         while self.num_kept_tokens > KEPT_TOKENS and len(self._finished) > 1:
