@@ -125,7 +125,7 @@ class Cohorts:
         self.num_members += 1
 
     def check(self) -> None:
-        """Asserts that no sequence is in two cohorts or twice in one, and that the counts are right; changes nothing."""
+        """Asserts that no sequence is in two cohorts or twice in one, and the counts; changes nothing."""
         seen: set[int] = set()
         for cohort in self._cohorts:
             members = [slot for slot in cohort.slots.tolist() if self._table.cohort[slot] == cohort.index]

@@ -84,7 +84,15 @@ def test_what_does_not_add_up_is_refused(num_stages: int, explicit: list[int] | 
     ("device", "stages", "layers"), [("cpu", 2, [20, 16]), ("cuda", 2, [19, 17]), ("cuda", 4, [10, 9, 9, 8])]
 )
 def test_on_a_gpu_the_head_weighs_as_many_layers_as_were_measured(device: str, stages: int, layers: list[int]) -> None:
-    shape = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "vocab_size": 151936}
-    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+    model = replace(
+        MODEL,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        vocab_size=151936,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+    )
     engine = EngineConfig(device=device, pipeline_parallel_size=stages)  # type: ignore[arg-type]
-    assert [len(part) for part in partition_for(engine, replace(MODEL, **shape, **heads))] == layers
+    assert [len(part) for part in partition_for(engine, model)] == layers
