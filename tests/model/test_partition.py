@@ -94,5 +94,5 @@ def test_on_a_gpu_the_head_weighs_as_many_layers_as_were_measured(device: str, s
         num_key_value_heads=8,
         head_dim=128,
     )
-    engine = EngineConfig(device=device, pipeline_parallel_size=stages)  # type: ignore[arg-type]
+    engine = EngineConfig(device=device, pipeline_parallel_size=stages)
     assert [len(part) for part in partition_for(engine, model)] == layers
