@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,11 @@ def request(request_id: str, num_prompt: int = 5, max_tokens: int = 4, client_id
 def fake_output(num_prompt: int, num_tokens: int) -> list[int]:
     """What fake stages answer."""
     return [next_token(position) for position in range(num_prompt - 1, num_prompt - 1 + num_tokens)]
+
+
+def heed_ctrl_c() -> None:
+    """For `preexec_fn`: a shell starts what runs in its background deaf to SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from .rig import heed_ctrl_c
+
 COMMAND = [sys.executable, "-m", "penstock"]
 
 
@@ -32,7 +34,12 @@ def test_the_command_answers_traces_records_and_replays(tmp_path: Path) -> None:
 def test_ctrl_c_ends_a_command_and_everything_that_it_started(tmp_path: Path) -> None:
     flags = ["--prompt", "a", "--max-tokens", "450", "--ignore-eos"]
     with subprocess.Popen(
-        [*COMMAND, "generate", *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [*COMMAND, "generate", *flags],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     ) as command:
         assert command.stdout is not None
         command.stdout.read(1)  # it generates

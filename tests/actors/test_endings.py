@@ -19,7 +19,7 @@ import ray
 
 from penstock.actors.cluster import free_resources
 
-from .rig import eventually
+from .rig import eventually, heed_ctrl_c
 
 COMMAND = [sys.executable, "-m", "penstock.tests.actors.driver"]
 
@@ -33,6 +33,7 @@ def driver(folder: str, settings: dict[str, Any], env: dict[str, str]) -> Iterat
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
         env=os.environ | env,
     ) as process:
         assert process.stdout is not None
