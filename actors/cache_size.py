@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig
 from ..errors import ConfigError
+from ..model import kv_cache
 from ..model.partition import partition_for
+from ..model.tensor_parallel import kv_heads_per_rank
 from .scheduler_settings import max_model_len
 
 log = logging.getLogger(__name__)
 
 DEFAULT_BYTES = 512 << 20  # of each rank, on a CPU
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def bytes_per_block(config: EngineConfig, model_config: ModelConfig) -> list[int]:
     """Memory of one block on a rank of each stage."""
-    heads = -(-model_config.num_key_value_heads // config.tensor_parallel_size)
-    dtype = model_config.dtype if config.dtype == "auto" else config.dtype
-    per_layer = 2 * config.block_size * heads * model_config.head_dim * _DTYPE_BYTES[dtype]
+    heads = kv_heads_per_rank(model_config.num_key_value_heads, config.tensor_parallel_size)
+    dtype: torch.dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
     layers = partition_for(config, model_config)
-    return [len(stage) * per_layer for stage in layers]
+    return [
+        kv_cache.bytes_per_block(len(stage), config.block_size, heads, model_config.head_dim, dtype) for stage in layers
+    ]
 
 
 def num_kv_blocks(config: EngineConfig, model_config: ModelConfig) -> int:
