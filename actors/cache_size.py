@@ -11,7 +11,7 @@ from ..configs.model_config import ModelConfig
 from ..errors import ConfigError
 from ..model import kv_cache
 from ..model.partition import partition_for
-from ..model.tensor_parallel import kv_heads_per_rank
+from ..model.tensor_parallel import kv_heads_per_rank, shard
 from .scheduler_settings import max_model_len
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,8 @@ DEFAULT_BYTES = 512 << 20  # of each rank, on a CPU
 
 
 def bytes_per_block(config: EngineConfig, model_config: ModelConfig) -> list[int]:
-    """Memory of one block on a rank of each stage."""
+    """Memory of one block on a rank of each stage. Raises ConfigError for ranks that can't share the heads."""
+    shard("attention heads", model_config.num_attention_heads, config.tensor_parallel_size)
     heads = kv_heads_per_rank(model_config.num_key_value_heads, config.tensor_parallel_size)
     dtype: torch.dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
     layers = partition_for(config, model_config)
