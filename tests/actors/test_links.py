@@ -131,7 +131,7 @@ def test_a_killed_peer_ends_a_receive_that_waits() -> None:
         link.receive(torch.empty(1))
         waiting = pool.submit(link.receive, torch.empty(1))
         process.kill()
-        with pytest.raises(RuntimeError, match="closed by peer|reset by peer"):
+        with pytest.raises(RuntimeError, match=r"closed by peer|reset by peer"):
             waiting.result(timeout=5)
 
 
