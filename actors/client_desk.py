@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import zmq
@@ -119,6 +120,7 @@ class ClientDesk:
 
     def _add(self, client: ClientPort, request: NewRequest) -> None:
         if self.failure is None:
+            request.arrived_s = time.monotonic()
             self._scheduler.add_request(request)
             return
         answer = TokenEvent(client.client_id, request.request_id, 0, finish_reason="error", error=self.failure)

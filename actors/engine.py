@@ -22,6 +22,7 @@ from ..configs.model_config import ModelConfig, read_model_config
 from ..errors import ClusterError, EngineDeadError, EngineNotFoundError
 from .client import EngineClient
 from .cluster import NAMESPACE, Cluster, ensure_ray, this_place, total_resources
+from .engine_health import HEALTH_TIMEOUT_S, EngineHealth
 from .engine_spec import STAGE_BUILDER, EngineInfo, EngineSpec
 from .placement import group_name, resolve_device
 from .prompts import Limits
@@ -82,13 +83,27 @@ class EngineHandle:
 
     def stats(self) -> dict[str, Any]:
         """The engine's figures, those of each stage under "stages"; raises EngineDeadError."""
+        figures: dict[str, Any] = self._ask(_CALL_TIMEOUT_S, "stats")
+        return figures
+
+    def health(self) -> EngineHealth:
+        """That the engine serves, within some 2 s; raises EngineDeadError when it is dead, hung or left by this handle.
+
+        A stage that is dead or hung shows as soon as the engine has noticed, and with its name.
+        """
+        health: EngineHealth = self._ask(HEALTH_TIMEOUT_S, "health")
+        return health
+
+    def _ask(self, timeout_s: float, method: str) -> Any:
+        """What the engine's actor answers, or EngineDeadError."""
+        if self._closed:
+            raise EngineDeadError(f"engine {self.name!r}: this handle has left it")
         try:
-            figures: dict[str, Any] = ray.get(self._actor.stats.remote(), timeout=_CALL_TIMEOUT_S)
+            return ray.get(getattr(self._actor, method).remote(), timeout=timeout_s)
         except RayTaskError as error:
             raise own_error(error, f"engine {self.name!r}") from None
         except (RayActorError, TimeoutError) as error:
             raise EngineDeadError(f"engine {self.name!r} doesn't answer: {first_line(error)}") from None
-        return figures
 
     def shutdown(self) -> None:
         """Leaves the engine, and ends it if this handle owns it; a second call does nothing."""

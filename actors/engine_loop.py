@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -23,6 +24,8 @@ from ..scheduler.codec import decode_result, encode_plan
 from ..scheduler.plan import StepResult
 from .client_desk import MAX_FRAMES_PER_TURN, ClientDesk
 from .client_port import ClientPort
+from .engine_health import EngineHealth
+from .histogram import Histogram
 from .liveness import ObserverClock, Progress, Watch
 from .poll_set import PollSet
 from .wire import Kind, decode_step, decode_text, frame, unframe
@@ -30,6 +33,7 @@ from .worker_port import WorkerPort
 
 if TYPE_CHECKING:
     from ..scheduler.scheduler import Scheduler
+    from ..scheduler.stats import SchedulerStats
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -46,6 +50,14 @@ class LoopSettings:
     stage_timeout_s: float = 3.0
     step_timeout_s: float = 60.0
     result_delay_s: float = 0.0  # added to every result, to measure asynchrony
+
+
+@dataclass(frozen=True, slots=True)
+class LoopFigures:
+    """What the loop tells of itself and of its scheduler."""
+
+    scheduler: SchedulerStats
+    queue_time_s: Histogram
 
 
 class EngineLoop:
@@ -67,6 +79,7 @@ class EngineLoop:
         self._watch = Watch(workers, settings.heartbeat_interval_s, settings.stage_timeout_s)
         self._progress = Progress(workers, settings.step_timeout_s)
         self._last_published_step = -1
+        self._queue_time_s = Histogram()  # from a request's arrival to the first plan that holds it
         self._polls = PollSet()
         self._desk = ClientDesk(scheduler, self._polls, self._clock)
         self._delayed: deque[tuple[float, StepResult]] = deque()  # (due, result) in order
@@ -97,6 +110,17 @@ class EngineLoop:
     def detach(self, client_id: str) -> None:
         """Aborts the client's requests and forgets it; unknown ids are fine."""
         self.call(lambda: self._desk.detach(client_id))
+
+    def health(self, timeout_s: float) -> EngineHealth:
+        """The answer of a loop that goes on; raises EngineDeadError for one that has failed, ended or hangs."""
+        try:
+            return self.call(self._health, timeout_s)
+        except TimeoutError:
+            raise EngineDeadError(f"the engine's loop has not answered for {timeout_s} s: hung") from None
+
+    def figures(self) -> LoopFigures:
+        """The figures of this moment."""
+        return self.call(lambda: LoopFigures(self.scheduler.stats(), deepcopy(self._queue_time_s)))
 
     def stop(self, message: str) -> None:
         """Answers every open request with `message`, tells the clients, and ends the thread."""
@@ -142,6 +166,12 @@ class EngineLoop:
         if now >= self._next_tick:
             self._tick(now)
 
+    def _health(self) -> EngineHealth:
+        if self.failure is not None:
+            raise EngineDeadError(self.failure)
+        silence_s = self._clock.now - min(worker.last_heard for worker in self.workers)
+        return EngineHealth(self._last_published_step + 1, self.scheduler.num_unfinished, silence_s)
+
     def _timeout_s(self) -> float:
         if not self._delayed:
             return TICK_S
@@ -154,6 +184,8 @@ class EngineLoop:
         while (plan := self.scheduler.schedule()) is not None:
             self._publish(frame(Kind.PLAN, encode_plan(plan)), plan.step)
             self._last_published_step = plan.step
+            for arrived_s in self.scheduler.first_planned_s:
+                self._queue_time_s.observe(time.monotonic() - arrived_s)
         self._desk.deliver(self.scheduler.take_events())
 
     def _publish(self, data: bytes, step: int) -> None:

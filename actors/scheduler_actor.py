@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -20,6 +21,7 @@ from ..scheduler.timeline import StageTotals, write_chrome_trace
 from .client_port import MAX_EVENT_FRAMES, MAX_REQUEST_FRAMES, ClientPort
 from .cluster import this_place
 from .crew import Crew
+from .engine_health import LOOP_TIMEOUT_S, EngineHealth
 from .engine_loop import EngineLoop, LoopSettings
 from .engine_spec import (
     ClientAdmission,
@@ -48,6 +50,7 @@ class _SchedulerActor:
     def __init__(self, spec: EngineSpec) -> None:
         place = this_place()
         self._spec = spec
+        self._began_s = time.monotonic()
         self._sockets = Sockets(place.node, place.host, spec.config.transport)
         self._crew: Crew | None = None
         self._loop: EngineLoop | None = None
@@ -95,21 +98,29 @@ class _SchedulerActor:
     def stats(self) -> dict[str, Any]:
         """The engine's figures of this moment, those of each stage under "stages"."""
         loop = self._running()
-        scheduler = loop.call(loop.scheduler.stats)
+        figures = loop.figures()
         totals = self._crew.totals(_FIGURES_TIMEOUT_S) if self._crew and loop.failure is None else []
         stages = [
-            _stage_figures(port, figures)
-            for port, figures in itertools.zip_longest(loop.workers, totals)
+            _stage_figures(port, total)
+            for port, total in itertools.zip_longest(loop.workers, totals)
             if port.name.tp_rank == 0
         ]
         return {
             "name": self._spec.name,
             "failure": loop.failure,
             "num_clients": loop.num_clients,
-            "scheduler": asdict(scheduler),
+            "pid": os.getpid(),
+            "uptime_s": time.monotonic() - self._began_s,
+            "scheduler": asdict(figures.scheduler),
+            "queue_time_s": asdict(figures.queue_time_s),
             "stages": stages,
             "workers": [asdict(port.name) for port in loop.workers],
         }
+
+    @ray.method
+    def health(self) -> EngineHealth:
+        """Answers within `HEALTH_TIMEOUT_S` while the engine serves; raises EngineDeadError when it does not."""
+        return self._running().health(LOOP_TIMEOUT_S)
 
     @ray.method
     def shutdown(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable
+from typing import get_args
 
 from .blocks import BlockPool
 from .cohorts import Cohorts
@@ -46,6 +47,10 @@ class Lifecycle:
         self.prefilling: list[Request] = []  # by arrival
         self.preempted: list[Request] = []  # by time of preemption
         self.last_retired_step = -1
+        self.first_planned_s: list[float] = []  # `arrived_s` of those that the newest plan holds as the first one
+        self.num_finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
+        self.num_prompt_tokens = 0
+        self.num_generated_tokens = 0
         self.num_preemptions = 0
         self.num_prefix_query_tokens = 0
         self.num_prefix_hit_tokens = 0
@@ -66,6 +71,8 @@ class Lifecycle:
         num_computed = len(hits) * self.config.block_size
         if request.num_cached_tokens < 0:
             request.num_cached_tokens = num_computed
+            self.num_prompt_tokens += request.num_prompt
+            self.first_planned_s.append(request.arrived_s)
         request.state = State.PREFILLING
         insort(self.prefilling, request, key=arrival_of)
         self.table.take(request, num_computed)
@@ -130,6 +137,7 @@ class Lifecycle:
             self.table.release(request.slot)
         request.state = State.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
+        self.num_finished[reason] += 1
         self.stop_ids.remove(request.stop)
         del self.requests[request.key]
         self.outbox.keep(request)

@@ -22,6 +22,7 @@ class NewRequest:
     stop_token_ids: tuple[int, ...] = ()  # end the request; not part of `ignore_eos`
     eos_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    arrived_s: float = 0.0  # on the clock of the scheduler's owner, who alone reads it; no plan depends on it
 
     @property
     def key(self) -> tuple[str, str]:

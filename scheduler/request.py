@@ -50,6 +50,7 @@ class Request:
     limit: int  # tokens of prompt and output together that it may reach
     sampling: Sampling
     stop: StopRule
+    arrived_s: float = 0.0  # see NewRequest
     state: State = State.WAITING
     slot: int = -1
     blocks: list[int] = field(default_factory=list)
@@ -125,6 +126,7 @@ def make_request(new: NewRequest, arrival: int, config: SchedulerConfig) -> Requ
             stop_token_ids=tuple(new.stop_token_ids),
             min_tokens=new.sampling.min_tokens,
         ),
+        arrived_s=new.arrived_s,
     )
 
 

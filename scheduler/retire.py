@@ -30,6 +30,7 @@ def retire(life: Lifecycle, flight: Flight, result: StepResult) -> None:
         slots, token_ids = slots[live], token_ids[live]
     life.last_retired_step = flight.step
     if len(slots):
+        life.num_generated_tokens += len(slots)
         events = _take_tokens(life, slots, token_ids)
         if result.logprobs:
             _attach_logprobs(life, flight, result.logprobs, events)

@@ -50,6 +50,7 @@ class Scheduler:
         if request.key in self._life.requests:
             error = f"request id {request.request_id!r} of client {request.client_id!r} is already in use"
         if error is not None:
+            self._life.num_finished["error"] += 1
             self._life.outbox.refuse(request.client_id, request.request_id, error)
             return
         self._life.accept(make_request(request, self._num_arrivals, self.config))
@@ -69,6 +70,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next plan; None when nothing can run now, or when `max_unretired_plans` results are owed."""
+        self._life.first_planned_s.clear()
         if len(self._in_flight) >= self.config.max_unretired_plans:
             return None
         draft = self._assembler.draft(self._next_step)
@@ -127,12 +129,18 @@ class Scheduler:
         """Requests without their final event."""
         return len(self._life.requests)
 
+    @property
+    def first_planned_s(self) -> list[float]:
+        """The `arrived_s` of the requests that the last `schedule` call planned for the first time."""
+        return self._life.first_planned_s
+
     def stats(self) -> SchedulerStats:
         """The figures of this moment."""
         life = self._life
         return SchedulerStats(
             waiting=len(life.queue),
             running=life.table.num_slots - life.table.num_free,
+            prefilling=len(life.prefilling),
             cohort_sizes=life.cohorts.sizes,
             free_blocks=life.pool.num_free,
             cached_blocks=life.pool.num_cached,
@@ -140,6 +148,9 @@ class Scheduler:
             reserve=life.reserve.share,
             unretired_plans=len(self._in_flight),
             num_steps=self._next_step,
+            num_prompt_tokens=life.num_prompt_tokens,
+            num_generated_tokens=life.num_generated_tokens,
+            num_finished=dict(life.num_finished),
             num_preemptions=life.num_preemptions,
             num_prefix_query_tokens=life.num_prefix_query_tokens,
             num_prefix_hit_tokens=life.num_prefix_hit_tokens,

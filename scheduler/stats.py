@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .messages import FinishReason
+
 
 @dataclass(slots=True)
 class SchedulerStats:
@@ -11,6 +13,7 @@ class SchedulerStats:
 
     waiting: int  # requests without a slot
     running: int  # requests with a slot
+    prefilling: int  # of these, with known tokens that no plan holds yet
     cohort_sizes: list[int]  # decodes by cohort
     free_blocks: int  # blank and cached
     cached_blocks: int  # free, content kept
@@ -18,6 +21,9 @@ class SchedulerStats:
     reserve: float  # share of the cache that prefill leaves free
     unretired_plans: int
     num_steps: int
+    num_prompt_tokens: int  # of the requests that a plan has held
+    num_generated_tokens: int  # that were told to clients
+    num_finished: dict[FinishReason, int]  # final events, refusals included
     num_preemptions: int
     num_prefix_query_tokens: int  # known tokens of admitted requests that looked into the prefix cache
     num_prefix_hit_tokens: int  # of these, found
