@@ -58,6 +58,7 @@ def to_sampling(params: SamplingParams, seed: int, eos_token_ids: Sequence[int])
         min_tokens=params.min_tokens,
         stop_token_ids=tuple(sorted(forbidden)),
         logit_bias=tuple(sorted((params.logit_bias or {}).items())),
+        grammar=params.structured_outputs.spec if params.structured_outputs else "",
     )
 
 

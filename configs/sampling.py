@@ -9,10 +9,19 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..errors import RequestError
 from .problems import explain
+from .structured import StructuredOutputsParams
 
 MAX_LOGPROBS = 20
 _MAX_N = 16384
@@ -52,6 +61,9 @@ class SamplingParams(BaseModel):
     )
     prompt_logprobs: int | None = Field(None, description="the same for the prompt's tokens", ge=0, le=MAX_LOGPROBS)
     logit_bias: dict[int, float] | None = Field(None, description="added to the logits of token ids, -100 to 100")
+    structured_outputs: InstanceOf[StructuredOutputsParams] | None = Field(
+        None, description="what the text must be: a JSON schema, a regex, a choice, a grammar"
+    )
     detokenize: bool = Field(True, description="give text beside the token ids")
     skip_special_tokens: bool = Field(True, description="leave special tokens out of the text")
     spaces_between_special_tokens: bool = Field(True, description="put spaces between special tokens in the text")
@@ -59,12 +71,16 @@ class SamplingParams(BaseModel):
     output_kind: RequestOutputKind = Field(RequestOutputKind.CUMULATIVE, description="what a stream yields")
 
     def __init__(self, **values: Any) -> None:
+        if "structured_outputs" in values:  # before pydantic, whose complaint would repeat a whole schema
+            values["structured_outputs"] = StructuredOutputsParams.from_any(values["structured_outputs"])
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise _refusal(error) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "structured_outputs":
+            value = StructuredOutputsParams.from_any(value)
         before = dict(self.__dict__)
         try:
             super().__setattr__(name, value)

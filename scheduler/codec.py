@@ -13,7 +13,7 @@ import numpy as np
 
 from .plan import GREEDY, Ints, Logprobs, Registration, Sampling, StepPlan, StepResult
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 RESULT_VERSION = 1
 _EMPTY = np.empty(0, dtype=np.int32)
 
@@ -119,9 +119,11 @@ def decode_sampling(fields: list[Any] | None) -> Sampling:
     """Sampling settings from their list form; nil is greedy."""
     if fields is None:
         return GREEDY
-    *plain, stop_token_ids, logit_bias = fields
+    *plain, stop_token_ids, logit_bias, grammar = fields
+    if not isinstance(grammar, str):
+        raise ValueError(f"a grammar of type {type(grammar).__name__}")
     values: list[Any] = [*plain, tuple(stop_token_ids), tuple((int(t), float(b)) for t, b in logit_bias)]
-    return Sampling(*values)
+    return Sampling(*values, grammar=grammar)
 
 
 def _column(values: Any, dtype: str = "<i4") -> bytes | None:

@@ -45,6 +45,7 @@ class Sampling:
     min_tokens: int = 0  # until so many tokens are generated, `stop_token_ids` can't be sampled
     stop_token_ids: tuple[int, ...] = ()  # what `min_tokens` forbids (eos ids included)
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias), sorted by id
+    grammar: str = ""  # what the text must be, as a spec (configs.structured); "" anything
 
 
 GREEDY = Sampling()

@@ -21,7 +21,7 @@ from .messages import NewRequest
 from .plan import StepPlan, StepResult, ints
 from .scheduler import Scheduler
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 _MAGIC = "penstock record"
 
 

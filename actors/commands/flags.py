@@ -16,7 +16,9 @@ from ...configs.load import load_config
 from ...configs.problems import unknown_name
 from ...configs.sampling import SamplingParams
 
-_NOT_SAMPLED = {"seed", "output_kind", "logit_bias", "detokenize", "spaces_between_special_tokens"}  # not flags
+_NOT_SAMPLED = {  # not flags
+    *("seed", "output_kind", "logit_bias", "structured_outputs", "detokenize", "spaces_between_special_tokens"),
+}
 
 
 class Parser(argparse.ArgumentParser):
