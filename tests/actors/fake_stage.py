@@ -16,7 +16,7 @@ from penstock.configs.model_config import ModelConfig
 from penstock.model.stage import StagePorts
 from penstock.scheduler.mirror import Mirror
 from penstock.scheduler.plan import StepPlan, StepResult
-from penstock.scheduler.timeline import Timeline
+from penstock.scheduler.timeline import Timeline, now_ns
 
 
 def next_token(position: int) -> int:
@@ -66,7 +66,9 @@ class FakeStage:
             received = torch.empty_like(number)
             self._ports.upstream.receive(received)
             assert torch.equal(received, number)
+        start = now_ns()
         time.sleep(self._step_s)
+        self.timeline.work("compute", plan.step, "compute", start, now_ns())
         if self._ports.downstream is not None:
             self._ports.downstream.send(number)
         self.last_retired_step = plan.step
