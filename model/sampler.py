@@ -5,8 +5,8 @@ enqueued; `to_result` runs on the thread that waits for the copies. A step whose
 costs one argmax.
 
 The order is vLLM's: log-probabilities of the raw logits; logit bias and the ids that min_tokens forbids; repetition,
-frequency and presence penalties; then greedy rows take the most likely token (the lowest id of equals), others divide
-by the temperature, drop tokens by min_p, top_k and top_p, and draw.
+frequency and presence penalties; what a grammar allows; then greedy rows take the most likely token (the lowest id of
+equals), others divide by the temperature, drop tokens by min_p, top_k and top_p, and draw.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from torch import Tensor
 from ..scheduler.mirror import Mirror, StepInput
 from ..scheduler.plan import Ints, StepResult
 from .draw import DrawStep, draw
+from .grammar import Grammars, GrammarStep
+from .grammar_compiler import GrammarCompiler
 from .logprobs import Scores, Span, score_tokens
 from .noise import noise_keys
 from .penalties import Penalties, PenaltyStep
-from .sampling_table import EDITS, LOGPROBS, PENALTIES, RANDOM, SamplingTable
+from .sampling_table import EDITS, GRAMMAR, LOGPROBS, PENALTIES, RANDOM, SamplingTable
 from .staging import download, staged, upload
 
 _EMPTY = np.empty(0, np.int64)
@@ -55,13 +57,14 @@ class SamplingStep:
     all_random: bool = False
     edits: EditStep | None = None
     penalties: PenaltyStep | None = None
+    grammar: GrammarStep | None = None
     draws: list[DrawStep] = field(default_factory=list)
     scores: ScoreStep | None = None
 
     @property
     def is_greedy(self) -> bool:
         """Whether the largest raw logit of each row is all that is asked for."""
-        return not (self.edits or self.penalties or self.draws or self.scores)
+        return not (self.edits or self.penalties or self.grammar or self.draws or self.scores)
 
 
 @dataclass(slots=True)
@@ -79,11 +82,15 @@ class Sampled:
 class Sampler:
     """Samples for every slot of the last stage; holds what must stay on the device between steps."""
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device | str) -> None:
+    def __init__(
+        self, num_slots: int, vocab_size: int, device: torch.device | str, compiler: GrammarCompiler | None = None
+    ) -> None:
+        """Without a compiler no slot may name a grammar."""
         self.device = torch.device(device)
         self._vocab_size = vocab_size
         self._table = SamplingTable(num_slots, vocab_size)
         self._penalties = Penalties(num_slots, vocab_size, self.device)
+        self.grammars = Grammars(compiler, vocab_size, self.device)
         self._all_ids = torch.arange(vocab_size, dtype=torch.int32, device=self.device)
 
     def prepare(self, inputs: StepInput, mirror: Mirror) -> SamplingStep:
@@ -91,32 +98,42 @@ class Sampler:
         slots = inputs.slots[inputs.sample_rows]
         for slot in self._table.refresh(slots, mirror):
             self._penalties.register(slot, mirror.sampling[slot], mirror)
+            self.grammars.register(slot, mirror.sampling[slot], mirror)
         flags = self._table.flags[slots]
         if not flags.any():
             return SamplingStep()
         positions = inputs.seq_lens[inputs.sample_rows]  # of the tokens to be sampled
-        asking = {flag: np.flatnonzero(flags & flag) for flag in (RANDOM, EDITS, PENALTIES, LOGPROBS)}
-        penalised = asking[PENALTIES]
+        num_generated = positions - mirror.num_prompt[slots]
+        asking = {flag: np.flatnonzero(flags & flag) for flag in (RANDOM, EDITS, PENALTIES, GRAMMAR, LOGPROBS)}
+        penalised, bound = asking[PENALTIES], asking[GRAMMAR]
         return SamplingStep(
             all_random=len(asking[RANDOM]) == len(slots),
-            edits=self._prepare_edits(asking[EDITS], slots, positions - mirror.num_prompt[slots]),
+            edits=self._prepare_edits(asking[EDITS], slots, num_generated),
             penalties=self._penalties.prepare(penalised, slots[penalised]) if len(penalised) else None,
+            grammar=self.grammars.prepare(bound, slots[bound], num_generated[bound]) if len(bound) else None,
             draws=self._prepare_draws(asking[RANDOM], slots, positions),
             scores=self._prepare_scores(asking[LOGPROBS], inputs, positions),
         )
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, step: SamplingStep) -> Sampled:
-        """Samples the rows of logits [R, V] float32, contiguous, which are overwritten. Enqueued, never waits."""
+        """Samples the rows of logits [R, V] float32, contiguous, which are overwritten.
+
+        Enqueued, and waits for nothing; with a grammar, on a GPU, for the tokens of its rows' last step.
+        """
         scores = upload(step.scores, self.device) if step.scores else None
         raw = logits.index_select(0, scores.rows).log_softmax(-1) if scores else None
         penalties = self._edit(logits, step)
+        if step.grammar:
+            self.grammars.apply(logits, step.grammar)
         token_ids = logits.new_empty(len(logits), dtype=torch.int64) if step.all_random else logits.argmax(-1)
         for group in step.draws:
             group = upload(group, self.device)
             token_ids.index_copy_(0, group.rows, draw(logits, group, self._all_ids))
         if penalties:
             self._penalties.add(token_ids, penalties)
+        if step.grammar:
+            self.grammars.note(token_ids, step.grammar)
         if scores is None or raw is None:
             return Sampled(token_ids)
         return Sampled(token_ids, score_tokens(raw, token_ids.index_select(0, scores.rows), scores.spans))

@@ -13,7 +13,7 @@ from ..scheduler.plan import Floats, Ints, Sampling
 from .draw import draw_kind
 from .penalties import has_penalties
 
-RANDOM, EDITS, PENALTIES, LOGPROBS = 1, 2, 4, 8  # what a slot asks for, beyond the most likely token
+RANDOM, EDITS, PENALTIES, LOGPROBS, GRAMMAR = 1, 2, 4, 8, 16  # what a slot asks for, beyond the most likely token
 
 _MIN_TEMPERATURE = 1e-5  # below it sampling is greedy, as in vLLM
 _SEED_MASK = (1 << 64) - 1
@@ -52,7 +52,7 @@ class SamplingTable:
 
     def _read(self, slot: int, s: Sampling) -> None:
         self.edits.pop(slot, None)
-        if s.logit_bias or (s.min_tokens and s.stop_token_ids):
+        if s.logit_bias or (s.min_tokens and s.stop_token_ids and not s.grammar):
             self.edits[slot] = self._read_edits(s)
         random = s.temperature >= _MIN_TEMPERATURE
         self.flags[slot] = (
@@ -60,6 +60,7 @@ class SamplingTable:
             | EDITS * (slot in self.edits)
             | PENALTIES * has_penalties(s)
             | LOGPROBS * (s.num_logprobs >= 0)
+            | GRAMMAR * bool(s.grammar)
         )
         self.num_logprobs[slot] = s.num_logprobs
         self.seeds[slot] = s.seed & _SEED_MASK
@@ -72,9 +73,9 @@ class SamplingTable:
         )
 
     def _read_edits(self, s: Sampling) -> LogitEdits:
-        """Ids outside the vocabulary have no logit to change."""
+        """Ids outside the vocabulary have no logit to change; with a grammar, its mask forbids what min_tokens does."""
         bias = [(token, value) for token, value in s.logit_bias if 0 <= token < self._vocab_size]
-        stop_ids = [token for token in s.stop_token_ids if 0 <= token < self._vocab_size]
+        stop_ids = [token for token in s.stop_token_ids if 0 <= token < self._vocab_size and not s.grammar]
         return LogitEdits(
             bias_ids=np.array([token for token, _ in bias], np.int64),
             bias=np.array([value for _, value in bias], np.float32),

@@ -22,6 +22,7 @@ from ..scheduler.timeline import Timeline
 from .batch import Batch
 from .decoder import StageModule, build_stage_module
 from .future_map import FutureMap
+from .grammar_compiler import GrammarCompiler
 from .kv_cache import KVCache
 from .launch import Launcher, StepLimits, make_launcher
 from .loader import dummy_weights, load_weights
@@ -96,17 +97,26 @@ def build_stage(
     on_result: Callable[[StepResult], None],
     on_failure: Callable[[BaseException], None],
     agree_on_blocks: Callable[[int], int] | None = None,
+    grammars: GrammarCompiler | None = None,
 ) -> StageScheduler:
     """Loads one rank's share of the model and puts its stage together, ready for plan 0.
 
     `config.model` is a folder. With `num_blocks` 0 the rank measures how many blocks its memory holds, and
-    `agree_on_blocks` answers with the number that all ranks take. Raises ConfigError for a partition or a device that
+    `agree_on_blocks` answers with the number that all ranks take. The last stage compiles grammars that nobody has
+    compiled beforehand in `grammars`. Raises ConfigError for a partition or a device that
     doesn't fit, ModelError for a damaged folder.
     """
     builder = _StageBuilder(config, model_config, stage_idx, tp_rank, ports)
+    builder.add_sampler(grammars or make_grammar_compiler(config, model_config))
     launcher = builder.launcher(num_blocks, agree_on_blocks)
     stage = PipelineStage(builder.device, builder.source(), launcher, builder.sink())
     return StageScheduler(stage, builder.mirror, builder.device, on_result, on_failure, builder.timeline)
+
+
+def make_grammar_compiler(config: EngineConfig, model_config: ModelConfig) -> GrammarCompiler:
+    """For the last stage; light until the first grammar comes."""
+    folder = None if config.skip_tokenizer_init else config.model
+    return GrammarCompiler(folder, model_config.vocab_size, model_config.eos_token_ids)
 
 
 def make_device(config: EngineConfig, dtype: torch.dtype, timeline: Timeline, name: str) -> tuple[Device, torch.device]:
@@ -152,8 +162,12 @@ class _StageBuilder:
         layers = partition_for(config, model_config)
         self.module = self._module(layers[stage_idx])
         self.sampler: Sampler | None = None
+
+    def add_sampler(self, grammars: GrammarCompiler) -> None:
+        """Where the stage has one."""
         if self.is_last:
-            self.sampler = Sampler(config.max_num_seqs, model_config.vocab_size, self.torch_device)
+            num_slots, vocab_size = self.config.max_num_seqs, self.model_config.vocab_size
+            self.sampler = Sampler(num_slots, vocab_size, self.torch_device, grammars)
 
     def _module(self, layers: range) -> StageModule:
         config, model_config, tp = self.config, self.model_config, self.ports.tensor_parallel

@@ -122,8 +122,9 @@ def decode_sampling(fields: list[Any] | None) -> Sampling:
     *plain, stop_token_ids, logit_bias, grammar = fields
     if not isinstance(grammar, str):
         raise ValueError(f"a grammar of type {type(grammar).__name__}")
-    values: list[Any] = [*plain, tuple(stop_token_ids), tuple((int(t), float(b)) for t, b in logit_bias)]
-    return Sampling(*values, grammar=grammar)
+    biases = tuple((int(token_id), float(bias)) for token_id, bias in logit_bias)
+    values: list[Any] = [*plain, tuple(stop_token_ids), biases, grammar]
+    return Sampling(*values)
 
 
 def _column(values: Any, dtype: str = "<i4") -> bytes | None:

@@ -116,8 +116,9 @@ def _prompts(limits: StepLimits, device: torch.device) -> Batch:
 
 
 def _sample_all(module: StageModule, sampler: Sampler, hidden: Tensor, rows: int) -> None:
-    """The dearest sampling: every row draws from its nucleus and is scored."""
+    """The dearest sampling: every row is masked, draws from its nucleus and is scored."""
     logits = module.logits(hidden[:rows])
+    sampler.grammars.warm(logits)
     device, every = logits.device, torch.arange(rows)
     columns = torch.ones(4, rows, 1)
     draws = DrawStep(NUCLEUS, True, every, torch.zeros(rows, 2, dtype=torch.int32), columns)
