@@ -17,6 +17,7 @@ from .prompts import Prompt
 
 if TYPE_CHECKING:
     from .engine import EngineHandle
+    from .engine_health import EngineHealth
 
 
 class AsyncEngine:
@@ -74,6 +75,10 @@ class AsyncEngine:
     async def stats(self) -> dict[str, Any]:
         """The engine's figures, those of each stage under "stages"."""
         return await asyncio.to_thread(self._handle.stats)
+
+    async def health(self) -> EngineHealth:
+        """That the engine serves; raises EngineDeadError, within some 2 s, when it doesn't."""
+        return await asyncio.to_thread(self._handle.health)
 
     def close(self) -> None:
         """Leaves the engine, which goes on."""
