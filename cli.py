@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from . import __version__
+from .actors.logs import speak
 from .errors import PenstockError
 
 COMMANDS = {
     "bench": "measure an engine: `bench throughput` runs a workload and says where the time went",
     "generate": "answer prompts, a file of prompts, or questions that the demo model was not trained on",
+    "serve": "an OpenAI endpoint over HTTP, in the foreground, on Ray Serve",
     "replay": "schedule a recorded run again and compare every plan's bytes",
 }
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130  # exit statuses, the last as shells count SIGINT
@@ -25,16 +26,6 @@ def usage() -> str:
     return "\n".join(
         ["usage: penstock COMMAND [options]", "", *lines, "", "penstock COMMAND --help lists the options."]
     )
-
-
-def _speak() -> None:
-    """Lets the package's own log lines out on stderr, and keeps Ray's advice on tokens to itself."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("penstock: %(message)s"))
-    log = logging.getLogger("penstock")
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"penstock: unknown command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return _MISUSED
-    _speak()
+    speak()
     try:
         return int(import_module(f".actors.commands.{name}", __package__).run(rest))
     except SystemExit as left:  # argparse has said what there was to say

@@ -69,11 +69,14 @@ class Answer:
             completion.fail(message)
 
     def output(self, delta: bool = False) -> RequestOutput:
-        """A snapshot of everything, or of what the completions have gained since the last one."""
+        """A snapshot of everything, or of what the completions have gained since the last one.
+
+        The prompt's ids are shared by all of a request's outputs, so that a step costs nothing for a long prompt.
+        """
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt.text,
-            prompt_token_ids=list(self.prompt.token_ids),
+            prompt_token_ids=self.prompt.token_ids,
             prompt_logprobs=self.prompt_logprobs,
             outputs=[each.delta() if delta else each.snapshot() for each in self.completions],
             finished=self.finished,

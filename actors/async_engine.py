@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from ..configs.sampling import SamplingParams
 from ..errors import RequestError
 from .answer import Answer
-from .frontdesk import Arrival, Frontdesk
+from .frontdesk import Frontdesk
+from .mailroom import Mailroom
 from .opening import default_sampling_params, failure_of
 from .outputs import RequestOutput
-from .prompts import Prompt
+from .prompts import Limits, Prompt
+from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .engine import EngineHandle
@@ -27,11 +29,31 @@ class AsyncEngine:
         self._handle = handle
         self._desk = desk
         self._running: dict[str, Answer] = {}
+        self._room: Mailroom | None = None
 
     @property
     def name(self) -> str:
         """The engine's name in the cluster."""
         return self._handle.name
+
+    @property
+    def default_sampling_params(self) -> SamplingParams:
+        """What a request that says nothing is sampled with: the defaults, and what the model's folder recommends."""
+        return default_sampling_params(self._handle.model_config)
+
+    @property
+    def limits(self) -> Limits:
+        """What a prompt is held against."""
+        return self._desk.limits
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer and chat template; None without one."""
+        return self._desk.tokenizer
+
+    def piece(self, token_id: int) -> str:
+        """One token's own text; without a tokenizer its number."""
+        return str(token_id) if self._desk.tokenizer is None else self._desk.tokenizer.piece(token_id)
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
@@ -41,27 +63,46 @@ class AsyncEngine:
         A reader that falls behind gets fewer, longer steps. Leaving the iterator aborts the request. Raises
         RequestError for a request that can't be served, EngineDeadError when the engine ends first.
         """
-        params = sampling_params or default_sampling_params(self._handle.model_config)
-        (answer,) = self._desk.prepare([prompt], params)
-        name = request_id or answer.request_id
-        if name in self._running:
-            raise RequestError(f"request_id {name!r} is running already; choose another, or none")
-        answer.request_id = name
-        loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Arrival]()
-        self._running[name] = answer
-        self._desk.submit(answer, lambda arrival: _post(loop, inbox, arrival))
-        try:
-            while not answer.finished:
-                self._desk.accept(await inbox.get())
-                while not inbox.empty():
-                    self._desk.accept(inbox.get_nowait())
-                if (failure := failure_of(self._desk, answer)) is not None:
-                    raise failure
+        (answer,) = self.prepare([prompt], sampling_params)
+        answer.request_id = request_id or answer.request_id
+        async with aclosing(self.run([answer])) as steps:
+            async for _ in steps:
                 if (output := answer.next_output()) is not None:
                     yield output
+
+    def prepare(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams | None = None, add_special_tokens: bool = True
+    ) -> list[Answer]:
+        """The prompts as answers to come, for `run`; raises RequestError where one can't be served."""
+        params = sampling_params or self.default_sampling_params
+        return self._desk.prepare(prompts, params, add_special_tokens)
+
+    async def run(self, answers: Sequence[Answer]) -> AsyncGenerator[list[Answer]]:
+        """Submits the answers and yields those that have moved, each once, until all are finished.
+
+        Leaving the iterator aborts what still runs. Raises RequestError for the first that the engine refuses,
+        EngineDeadError when the engine ends.
+        """
+        for answer in answers:
+            if answer.request_id in self._running:
+                raise RequestError(f"request_id {answer.request_id!r} is running already; choose another, or none")
+        inbox = self._mailroom().inbox()
+        self._running |= {answer.request_id: answer for answer in answers}
+        num_open = len(answers)
+        try:
+            for answer in answers:
+                self._desk.submit(answer, inbox.post)
+            while num_open:
+                moved = {id(arrival.answer): self._desk.accept(arrival) for arrival in await inbox.take()}
+                for answer in moved.values():
+                    if (failure := failure_of(self._desk, answer)) is not None:
+                        raise failure
+                num_open = sum(not answer.finished for answer in answers)
+                yield list(moved.values())
         finally:
-            self._running.pop(name, None)
-            self._desk.abort([answer])
+            for answer in answers:
+                self._running.pop(answer.request_id, None)
+            self._desk.abort(answers)
 
     def abort(self, request_id: str) -> None:
         """Ends a request by the id of its outputs; its iterator gets a last output with finish_reason "abort"."""
@@ -84,8 +125,9 @@ class AsyncEngine:
         """Leaves the engine, which goes on."""
         self._desk.client.close()
 
-
-def _post(loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Arrival], arrival: Arrival) -> None:
-    """Hands an event to the loop; a loop that has ended has no reader for it."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(inbox.put_nowait, arrival)
+    def _mailroom(self) -> Mailroom:
+        """The one of the loop that runs; inboxes of another loop keep theirs."""
+        loop = asyncio.get_running_loop()
+        if self._room is None or self._room.loop is not loop:
+            self._room = Mailroom(loop)
+        return self._room

@@ -22,6 +22,7 @@ NAMESPACE = "penstock"
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large travels through Ray
 _AUTH_LOGGER = "ray._private.authentication.authentication_token_setup"
 _PROBE_S = 5.0
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the process of a job
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +52,22 @@ class Place:
     host: str
 
 
-def ensure_ray(address: str | None, num_cpus: int | None = None, num_workers: int = 1) -> Cluster:
+def ensure_ray(
+    address: str | None, num_cpus: int | None = None, num_workers: int = 1, shows_logs: bool = False
+) -> Cluster:
     """Uses, joins or starts a Ray cluster; says in one line which of the three.
 
     None means RAY_ADDRESS where that is set, else a new cluster of `num_cpus` (at least a CPU for each worker, when not
-    given). Raises ClusterError when the cluster to join isn't there.
+    given). `shows_logs` brings what the actors log to this process, as a Ray job always does. Raises ClusterError when
+    the cluster to join isn't there.
     """
     if ray.is_initialized():
         cluster = Cluster(f"uses the Ray cluster that this process is in ({_resources()})")
     elif (address := address or os.environ.get("RAY_ADDRESS")) and address != "local":
-        _join(address)
+        _join(address, shows_logs)
         cluster = Cluster(f"joined the Ray cluster at {_address()} ({_resources()})")
     else:
-        folder = _start(num_cpus or max(os.cpu_count() or 1, num_workers))
+        folder = _start(num_cpus or max(os.cpu_count() or 1, num_workers), shows_logs)
         cluster = Cluster(f"started a local Ray cluster ({_resources()})", folder)
     log.info("%s", cluster.description)
     return cluster
@@ -90,10 +94,15 @@ def node_resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def _join(address: str) -> None:
+def _join(address: str, shows_logs: bool) -> None:
     _probe(address)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=shows_logs or _JOB_VARIABLE in os.environ,
+            logging_level=logging.WARNING,
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"can't join a Ray cluster at {address!r}: {error}") from None
 
@@ -111,7 +120,7 @@ def _probe(address: str) -> None:
         raise ClusterError(f"can't join a Ray cluster at {address!r}: {error}") from None
 
 
-def _start(num_cpus: int) -> str:
+def _start(num_cpus: int, shows_logs: bool) -> str:
     """Starts a cluster; its session's folder."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger(_AUTH_LOGGER).setLevel(logging.ERROR)  # it says at every start that tokens are on, or off
@@ -121,7 +130,7 @@ def _start(num_cpus: int) -> str:
         namespace=NAMESPACE,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
+        log_to_driver=shows_logs,
         logging_level=logging.WARNING,
     )
     return str(context.address_info["session_dir"])

@@ -65,30 +65,32 @@ class Completion:
 
     def snapshot(self) -> CompletionOutput:
         """What there is by now; of a running completion, without what may become a stop string."""
-        self._decode()
-        if self.finished or self._params.include_stop_str_in_output:
-            text = self._text
-        else:
-            text = self._text[: len(self._text) - held_back(self._text, self._stops)]
-        logprobs = None if self._logprobs is None else list(self._logprobs)
-        return CompletionOutput(
-            index=self.index,
-            text=text,
-            token_ids=list(self.token_ids),
-            cumulative_logprob=self._cumulative(),
-            logprobs=logprobs,
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-        )
+        return self._output(0, 0, self._num_ready_chars())
 
     def delta(self) -> CompletionOutput:
         """What has come since the last call; its cumulative_logprob is of everything."""
-        output = self.snapshot()
         num_tokens, num_chars = self._given
-        self._given = (len(output.token_ids), len(output.text))
-        output.text, output.token_ids = output.text[num_chars:], output.token_ids[num_tokens:]
-        output.logprobs = None if output.logprobs is None else output.logprobs[num_tokens:]
-        return output
+        end = self._num_ready_chars()
+        self._given = (len(self.token_ids), end)
+        return self._output(num_tokens, num_chars, end)
+
+    def _num_ready_chars(self) -> int:
+        """Characters of the text, brought up to date, that can't become part of a stop string any more."""
+        self._decode()
+        if self.finished or self._params.include_stop_str_in_output:
+            return len(self._text)
+        return len(self._text) - held_back(self._text, self._stops)
+
+    def _output(self, first_token: int, first_char: int, end_char: int) -> CompletionOutput:
+        return CompletionOutput(
+            index=self.index,
+            text=self._text[first_char:end_char],
+            token_ids=self.token_ids[first_token:],
+            cumulative_logprob=self._cumulative(),
+            logprobs=None if self._logprobs is None else self._logprobs[first_token:],
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
 
     def fail(self, message: str) -> None:
         """Ends it with an error that did not come as an event."""

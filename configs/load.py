@@ -15,9 +15,11 @@ import yaml
 from ..errors import ConfigError, ModelError
 from .engine import EngineConfig
 from .problems import unknown_name
+from .serving import ServeConfig
 
 PRESETS = Path(__file__).parent / "presets"
 _PATHS = ("model", "tokenizer")
+_NAMES = {**EngineConfig.model_fields, **ServeConfig.model_fields}
 
 
 def preset_names() -> list[str]:
@@ -26,24 +28,39 @@ def preset_names() -> list[str]:
 
 
 def load_config(model: str = "demo", **settings: object) -> EngineConfig:
-    """The settings for `model`; those given here win over the YAML file's.
+    """The engine's settings for `model`; those given here win over the YAML file's, a server's are left aside.
 
     Raises ModelError where there is no such model, ConfigError for a wrong setting, file or key.
     """
-    path = Path(model).expanduser()
-    if model in preset_names():
-        values = _read_yaml(PRESETS / f"{model}.yaml")
-    elif path.suffix in (".yaml", ".yml") and path.is_file():
-        values = _read_yaml(path)
-    elif path.is_dir():
-        values = {"model": str(path.resolve())}
-    else:
-        raise ModelError(
-            f"no such model: {model!r} is neither a folder, nor a YAML file, nor a preset ({', '.join(preset_names())})"
-        )
+    return load_configs(model, **settings)[0]
+
+
+def load_configs(model: str = "demo", **settings: object) -> tuple[EngineConfig, ServeConfig]:
+    """The engine's and the server's settings, as `load_config`; a server without a name for its model gets one."""
+    values = _file_values(model)
     if isinstance(tokenizer := settings.get("tokenizer"), str):
         settings["tokenizer"] = str(_folder(tokenizer, Path.cwd(), "tokenizer"))
-    return EngineConfig(**(values | settings))
+    if isinstance(key_file := settings.get("api_key_file"), str):
+        settings["api_key_file"] = str(Path(key_file).expanduser().absolute())
+    values |= settings
+    serving = {name: values.pop(name) for name in list(values) if name in ServeConfig.model_fields}
+    config = EngineConfig(**values)
+    serving.setdefault("served_model_name", model if model in preset_names() else Path(config.model).name)
+    return config, ServeConfig(**serving)
+
+
+def _file_values(model: str) -> dict[str, Any]:
+    """What a preset, a YAML file or a folder says by itself."""
+    path = Path(model).expanduser()
+    if model in preset_names():
+        return _read_yaml(PRESETS / f"{model}.yaml")
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return _read_yaml(path)
+    if path.is_dir():
+        return {"model": str(path.resolve())}
+    raise ModelError(
+        f"no such model: {model!r} is neither a folder, nor a YAML file, nor a preset ({', '.join(preset_names())})"
+    )
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -55,13 +72,15 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds {type(values).__name__}, not a mapping of settings to values")
     for key in values:
-        if key not in EngineConfig.model_fields:
-            raise ConfigError(f"{file}: {unknown_name(str(key), EngineConfig.model_fields, 'key')}")
+        if key not in _NAMES:
+            raise ConfigError(f"{file}: {unknown_name(str(key), _NAMES, 'key')}")
     if "model" not in values:
         raise ConfigError(f"{file} names no model; it needs a key 'model' with a folder or a preset's name")
     for key in _PATHS:
         if isinstance(value := values.get(key), str):
             values[key] = str(_folder(value, file.parent, f"{file}: {key}"))
+    if isinstance(key_file := values.get("api_key_file"), str):
+        values["api_key_file"] = str((file.parent / Path(key_file).expanduser()).resolve())
     return values
 
 

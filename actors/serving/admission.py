@@ -1,0 +1,50 @@
+"""How much a replica takes on: open requests and their tokens, running and queued together.
+
+Past a bound a request is refused at once with 429; nothing waits in front of the engine's own queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...configs.serving import ServeConfig
+from .errors import ApiError
+
+
+class Admission:
+    """Counts what is open. For one event loop."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._max_requests = config.max_open_requests
+        self._max_tokens = config.max_open_tokens
+        self.num_requests = 0
+        self.num_tokens = 0
+        self.is_draining = False
+
+    @contextmanager
+    def admitted(self, num_requests: int, num_tokens: int) -> Iterator[None]:
+        """Holds so many sequences and tokens (prompts and most outputs); raises ApiError 429, or 503 while draining."""
+        self._check(num_requests, num_tokens)
+        self.num_requests += num_requests
+        self.num_tokens += num_tokens
+        try:
+            yield
+        finally:
+            self.num_requests -= num_requests
+            self.num_tokens -= num_tokens
+
+    def _check(self, num_requests: int, num_tokens: int) -> None:
+        if self.is_draining:
+            raise ApiError(503, "the server is shutting down", kind="server_error", code="draining")
+        for what, held, more, limit in (
+            ("requests", self.num_requests, num_requests, self._max_requests),
+            ("tokens", self.num_tokens, num_tokens, self._max_tokens),
+        ):
+            if held + more > limit:
+                raise ApiError(
+                    429,
+                    f"the server is full: {held} {what} are open, {more} more would pass the limit of {limit}",
+                    kind="rate_limit_error",
+                    code="rate_limit_exceeded",
+                )

@@ -1,0 +1,170 @@
+"""`/v1/chat/completions`: a conversation in, messages out, whole or as they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ...configs.sampling import SamplingParams
+from ..outputs import CompletionOutput
+from ..prompts import Prompt
+from .chat_constraint import constraint_of
+from .chat_delta import ChatDelta, joined
+from .chat_logprobs import chat_logprobs
+from .chat_parser import ChatParser, chat_parser
+from .chat_prompt import chat_prompt
+from .chat_protocol import ChatRequest
+from .errors import refused
+from .fields import only_one
+from .service import Job, Service
+from .streams import DONE, EventStream, sse, until_gone
+from .usage import usage_of
+
+
+async def chat_completions(service: Service, request: Request) -> Response:
+    """Answers one request; raises ApiError, RequestError and EngineDeadError before anything is sent."""
+    body = await service.parse(request, ChatRequest)
+    service.check_model(body.model)
+    params = _params(body, service)
+    job = await service.job(
+        "/v1/chat/completions", [_prompt(body, service, params)], params, body.request_id, "chatcmpl", False
+    )
+    reply = _Reply(service, body, job)
+    if body.stream:
+        return await EventStream.start(request.receive, reply.chunks())
+    await until_gone(request.receive, service.finish(job))
+    return JSONResponse(reply.whole())
+
+
+def _params(body: ChatRequest, service: Service) -> SamplingParams:
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        only_one(max_tokens=body.max_tokens, max_completion_tokens=body.max_completion_tokens)
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    values: dict[str, Any] = {"max_tokens": limit, "logprobs": (body.top_logprobs or 0) if body.logprobs else None}
+    if (constraint := constraint_of(body, service.config.tool_call_parser)) is not None:
+        values["structured_outputs"] = constraint
+    return body.sampling_params(service.engine.default_sampling_params, **values)
+
+
+def _prompt(body: ChatRequest, service: Service, params: SamplingParams) -> Prompt:
+    if body.prompt_token_ids is not None:
+        return body.prompt_token_ids
+    if body.tools and body.tool_choice in (None, "auto") and service.config.tool_call_parser is None:
+        raise refused("tools can't be chosen: the server runs without tool_call_parser", "tools")
+    return chat_prompt(body, service.tokenizer, wants_thinking=params.structured_outputs is None)
+
+
+class _Reply:
+    """A job's answer in the API's form; a parser for each choice."""
+
+    def __init__(self, service: Service, body: ChatRequest, job: Job) -> None:
+        self._service, self._body, self._job = service, body, job
+        (self._answer,) = job.answers
+        prompt = self._answer.prompt.text or ""
+        reads_calls = bool(body.tools) and body.tool_choice != "none"
+        tool = service.config.tool_call_parser if reads_calls else None
+        self._parsers = [chat_parser(tool, service.config.reasoning_parser, prompt) for _ in range(job.params.n)]
+        self._has_begun = [False] * job.params.n
+
+    def whole(self) -> dict[str, Any]:
+        """The response of a request that has ended."""
+        choices = [self._whole_choice(output) for output in self._answer.output().outputs]
+        response = self._envelope("chat.completion", choices)
+        response["usage"] = usage_of(self._job.answers).model_dump()
+        if self._body.return_token_ids:
+            response["prompt_token_ids"] = self._answer.prompt.token_ids
+        return response
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """The response as events; those of one step of the engine travel together."""
+        async with aclosing(self._service.run(self._job)) as steps:
+            async for moved in steps:
+                yield b"".join(self._chunk(output) for answer in moved for output in answer.output(delta=True).outputs)
+        if self._body.wants_usage:
+            yield sse(self._envelope("chat.completion.chunk", []) | {"usage": usage_of(self._job.answers).model_dump()})
+        yield DONE
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._job.request_id,
+            "object": kind,
+            "created": self._job.created,
+            "model": self._service.model_name,
+            "choices": choices,
+        }
+
+    def _whole_choice(self, output: CompletionOutput) -> dict[str, Any]:
+        parser = self._parsers[output.index]
+        said = joined([self._only_wanted(delta) for delta in (parser.feed(output.text), parser.finish())])
+        message: dict[str, Any] = {"role": "assistant", "content": said.content or None, "refusal": None}
+        if said.tool_calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in said.tool_calls
+            ]
+        elif message["content"] is None:
+            message["content"] = ""
+        if said.reasoning:
+            message["reasoning_content"] = said.reasoning
+        return {"index": output.index, "message": message} | self._ending(output, parser)
+
+    def _chunk(self, output: CompletionOutput) -> bytes:
+        """One choice's event; nothing where nothing has come: bytes that are no character yet, or a tag's beginning."""
+        parser = self._parsers[output.index]
+        deltas = [parser.feed(output.text)] + ([parser.finish()] if output.finished() else [])
+        delta = _as_json(map(self._only_wanted, deltas))
+        is_first = not self._has_begun[output.index]
+        if not (delta or output.finished() or is_first or self._body.return_token_ids or output.logprobs):
+            return b""
+        if is_first:
+            self._has_begun[output.index] = True
+            delta = {"role": "assistant", "content": ""} | delta
+        chunk = self._envelope(
+            "chat.completion.chunk", [{"index": output.index, "delta": delta} | self._ending(output, parser)]
+        )
+        if self._body.wants_running_usage:
+            chunk["usage"] = usage_of(self._job.answers).model_dump()
+        elif self._body.wants_usage:
+            chunk["usage"] = None
+        return sse(chunk)
+
+    def _ending(self, output: CompletionOutput, parser: ChatParser) -> dict[str, Any]:
+        """What stands beside the message: logprobs, and why it ended."""
+        called = output.finish_reason == "stop" and parser.num_calls > 0
+        beside: dict[str, Any] = {
+            "logprobs": chat_logprobs(output, self._service.engine.piece, bool(self._body.top_logprobs)),
+            "finish_reason": "tool_calls" if called else output.finish_reason,
+            "stop_reason": output.stop_reason,
+        }
+        if self._body.return_token_ids:
+            beside["token_ids"] = output.token_ids
+        return beside
+
+    def _only_wanted(self, delta: ChatDelta) -> ChatDelta:
+        """Without what the client has asked to leave out."""
+        if self._body.parallel_tool_calls is False:
+            delta.tool_calls = [call for call in delta.tool_calls if call.index == 0]
+        if self._body.include_reasoning is False:
+            delta.reasoning = ""
+        return delta
+
+
+def _as_json(deltas: Iterable[ChatDelta]) -> dict[str, Any]:
+    """Deltas as one of the API's; what is empty is left out."""
+    content = reasoning = ""
+    calls: list[dict[str, Any]] = []
+    for delta in deltas:
+        content += delta.content
+        reasoning += delta.reasoning
+        for piece in delta.tool_calls:
+            call: dict[str, Any] = {"index": piece.index, "function": {"arguments": piece.arguments}}
+            if piece.name is not None:
+                call |= {"id": piece.id, "type": "function"}
+                call["function"] = {"name": piece.name, "arguments": piece.arguments}
+            calls.append(call)
+    named = {"content": content, "reasoning_content": reasoning, "tool_calls": calls}
+    return {name: value for name, value in named.items() if value}

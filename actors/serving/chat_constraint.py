@@ -1,0 +1,65 @@
+"""What a chat request forces its answer to be: a response format, or a call that has to be made.
+
+A forced call is written in the model's own format of tool calls, so that the same parser reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ...configs.structured import StructuredOutputsParams
+from .chat_protocol import ChatRequest, FunctionDefinition, NamedToolChoice
+from .errors import refused
+
+_CALL = {"hermes": ('<tool_call>\n{"name": %s, "arguments": ', "}\n</tool_call>")}  # by parser: around the arguments
+_CALL["qwen"] = _CALL["hermes"]
+
+
+def constraint_of(body: ChatRequest, parser: str | None) -> StructuredOutputsParams | None:
+    """The constraint, or None; raises ApiError where two contradict each other."""
+    found = [each for each in (_of_format(body), _of_tool_choice(body, parser)) if each is not None]
+    if body.structured_outputs is not None:
+        found.append(body.structured_outputs.params())
+    if len(found) > 1:
+        raise refused("response_format, structured_outputs and a forced tool_choice exclude each other: give one")
+    return found[0] if found else None
+
+
+def _of_format(body: ChatRequest) -> StructuredOutputsParams | None:
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.json_schema is None:
+        return StructuredOutputsParams(json_object=True)
+    return StructuredOutputsParams(json=wanted.json_schema.schema_)
+
+
+def _of_tool_choice(body: ChatRequest, parser: str | None) -> StructuredOutputsParams | None:
+    choice = body.tool_choice
+    if choice in (None, "none", "auto"):
+        return None
+    if parser not in _CALL:
+        raise refused("a tool call can't be forced: the server runs without a tool_call_parser that can", "tool_choice")
+    functions = [tool.function for tool in body.tools or ()]
+    if isinstance(choice, NamedToolChoice):
+        functions = [function for function in functions if function.name == choice.function.name]
+    stops_after_first = isinstance(choice, NamedToolChoice) or body.parallel_tool_calls is False
+    calls = {
+        "type": "tags_with_separator",
+        "tags": [_tag(function, *_CALL[parser]) for function in functions],
+        "separator": "\n",
+        "at_least_one": True,
+        "stop_after_first": stops_after_first,
+    }
+    return StructuredOutputsParams(structural_tag=json.dumps({"type": "structural_tag", "format": calls}))
+
+
+def _tag(function: FunctionDefinition, begin: str, end: str) -> dict[str, Any]:
+    schema = function.parameters if function.parameters is not None else {"type": "object"}
+    return {
+        "type": "tag",
+        "begin": begin % json.dumps(function.name),
+        "content": {"type": "json_schema", "json_schema": schema},
+        "end": end,
+    }

@@ -1,0 +1,26 @@
+"""Log-probabilities of a message's tokens, in the chat API's form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..outputs import CompletionOutput
+
+_LEAST = -9999.0  # JSON has no infinity; what other servers say of a token that can't come
+
+
+def chat_logprobs(output: CompletionOutput, piece: Callable[[int], str], with_likeliest: bool) -> dict[str, Any] | None:
+    """An entry for each token of the output; None where none were asked for."""
+    if output.logprobs is None:
+        return None
+    entries = []
+    for table, token_id in zip(output.logprobs, output.token_ids, strict=True):
+        likeliest = sorted(table.items(), key=lambda item: -item[1].logprob) if with_likeliest else []
+        entry = _token(piece(token_id), table[token_id].logprob)
+        entries.append(entry | {"top_logprobs": [_token(piece(other), each.logprob) for other, each in likeliest]})
+    return {"content": entries}
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": max(logprob, _LEAST), "bytes": list(text.encode("utf-8", "replace"))}

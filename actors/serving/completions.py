@@ -1,0 +1,175 @@
+"""`/v1/completions`: prompts in, completions out, whole or as they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ...configs.sampling import SamplingParams
+from ..answer import Answer
+from ..outputs import CompletionOutput, PositionLogprobs, RequestOutput
+from ..prompts import Prompt
+from .completion_protocol import CompletionLogprobs, CompletionRequest, Usage
+from .fields import only_one
+from .service import Job, Service
+from .streams import DONE, EventStream, sse, until_gone
+from .usage import usage_of
+
+
+async def completions(service: Service, request: Request) -> Response:
+    """Answers one request; raises ApiError, RequestError and EngineDeadError before anything is sent."""
+    body = await service.parse(request, CompletionRequest)
+    service.check_model(body.model)
+    params = _params(body, service.engine.default_sampling_params)
+    job = await service.job(
+        "/v1/completions", _prompts(body), params, body.request_id, "cmpl", _adds_special_tokens(body)
+    )
+    reply = _Reply(service, body, job)
+    if body.stream:
+        return await EventStream.start(request.receive, reply.chunks())
+    await until_gone(request.receive, service.finish(job))
+    return JSONResponse(reply.whole())
+
+
+def _params(body: CompletionRequest, defaults: SamplingParams) -> SamplingParams:
+    values: dict[str, Any] = {"logprobs": body.logprobs}
+    if body.max_tokens is not None:
+        values["max_tokens"] = body.max_tokens
+    if body.echo:
+        values["prompt_logprobs"] = body.logprobs
+        if body.max_tokens == 0:  # the prompt alone, scored: a token is generated and left out
+            values["max_tokens"] = 1
+    return body.sampling_params(defaults, **values)
+
+
+def _prompts(body: CompletionRequest) -> list[Prompt]:
+    if only_one(prompt=body.prompt, prompt_token_ids=body.prompt_token_ids) == "prompt_token_ids":
+        return [body.prompt_token_ids or []]
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and all(isinstance(each, int) for each in prompt):
+        return [prompt]  # type: ignore[list-item]
+    return list(prompt or ())  # type: ignore[arg-type]
+
+
+def _adds_special_tokens(body: CompletionRequest) -> bool:
+    return body.add_special_tokens is not False
+
+
+class _Reply:
+    """A job's answers in the API's form."""
+
+    def __init__(self, service: Service, body: CompletionRequest, job: Job) -> None:
+        self._service, self._body, self._job = service, body, job
+        self._offsets: dict[int, int] = {}  # by choice: characters that came before, for text_offset
+        self._is_echo_only = bool(body.echo) and body.max_tokens == 0
+
+    def whole(self) -> dict[str, Any]:
+        """The response of a request that has ended."""
+        choices = [self._choice(answer, output) for answer in self._job.answers for output in self._outputs(answer)]
+        return self._envelope(choices) | {"usage": self._usage().model_dump()}
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """The response as events; those of one step of the engine travel together."""
+        async with aclosing(self._service.run(self._job)) as steps:
+            async for moved in steps:
+                yield b"".join(self._chunk(answer, output) for answer in moved for output in self._deltas(answer))
+        if self._body.wants_usage:
+            yield sse(self._envelope([]) | {"usage": self._usage().model_dump()})
+        yield DONE
+
+    def _envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._job.request_id,
+            "object": "text_completion",
+            "created": self._job.created,
+            "model": self._service.model_name,
+            "choices": choices,
+        }
+
+    def _chunk(self, answer: Answer, output: CompletionOutput) -> bytes:
+        chunk = self._envelope([self._choice(answer, output)])
+        if self._body.wants_running_usage:
+            chunk["usage"] = self._usage().model_dump()
+        elif self._body.wants_usage:
+            chunk["usage"] = None
+        return sse(chunk)
+
+    def _outputs(self, answer: Answer) -> Sequence[CompletionOutput]:
+        return self._trimmed(answer.output())
+
+    def _deltas(self, answer: Answer) -> Sequence[CompletionOutput]:
+        """Completions that have something new; bytes that are no character yet are nothing new."""
+        outputs = self._trimmed(answer.output(delta=True))
+        return [each for each in outputs if each.text or each.token_ids or each.finish_reason]
+
+    def _trimmed(self, output: RequestOutput) -> Sequence[CompletionOutput]:
+        if self._is_echo_only:
+            for each in output.outputs:
+                each.text, each.token_ids, each.logprobs = "", [], each.logprobs and []
+                each.finish_reason = each.finish_reason and "length"
+        return output.outputs
+
+    def _choice(self, answer: Answer, output: CompletionOutput) -> dict[str, Any]:
+        index = answer.index * self._job.params.n + output.index
+        is_first = index not in self._offsets
+        start = self._offsets.setdefault(index, 0)
+        text, token_ids = output.text, output.token_ids
+        tables: Sequence[PositionLogprobs | None] | None = output.logprobs
+        if self._body.echo and is_first:
+            text = self._prompt_text(answer) + text
+            if tables is not None and answer.prompt_logprobs is not None:
+                tables = [*answer.prompt_logprobs, *tables]
+                token_ids = [*answer.prompt.token_ids, *token_ids]
+        self._offsets[index] = start + len(text)
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": text,
+            "logprobs": None if tables is None else self._columns(tables, token_ids, start).model_dump(),
+            "finish_reason": output.finish_reason,
+            "stop_reason": output.stop_reason,
+        }
+        if self._body.return_token_ids:
+            choice["token_ids"] = output.token_ids
+            if is_first:
+                choice["prompt_token_ids"] = answer.prompt.token_ids
+        return choice
+
+    def _prompt_text(self, answer: Answer) -> str:
+        text = answer.prompt.text
+        return self._service.tokenizer.decode(answer.prompt.token_ids) if text is None else text
+
+    def _columns(
+        self, tables: Sequence[PositionLogprobs | None], token_ids: Sequence[int], start: int
+    ) -> CompletionLogprobs:
+        columns = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        for table, token_id in zip(tables, token_ids, strict=False):
+            text = self._service.engine.piece(token_id)
+            columns.tokens.append(text)
+            columns.text_offset.append(start)
+            start += len(text)
+            columns.token_logprobs.append(None if table is None else _finite(table[token_id].logprob))
+            assert columns.top_logprobs is not None
+            columns.top_logprobs.append(None if table is None else self._likeliest(table))
+        if not self._body.logprobs:
+            columns.top_logprobs = None
+        return columns
+
+    def _likeliest(self, table: PositionLogprobs) -> dict[str, float]:
+        return {self._service.engine.piece(other): _finite(each.logprob) for other, each in table.items()}
+
+    def _usage(self) -> Usage:
+        usage = usage_of(self._job.answers)
+        if self._is_echo_only:
+            usage.completion_tokens, usage.total_tokens = 0, usage.prompt_tokens
+        return usage
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; a token that can't come gets what other servers say of it."""
+    return max(logprob, -9999.0)

@@ -1,0 +1,86 @@
+"""What a client is told when a request can't be served: OpenAI's shape and codes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from starlette.responses import JSONResponse, Response
+
+from ...configs.problems import explain
+from ...errors import EngineDeadError, PenstockError, RequestError
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+_MAX_CHARS = 2000  # of a message that repeats what a client sent
+
+
+class ErrorBody(BaseModel):
+    """The error of an answer."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | int | None = None
+
+
+class ErrorResponse(BaseModel):
+    """An answer that is an error."""
+
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """Ends a request with this status."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = ErrorResponse(error=ErrorBody(message=message, type=kind, param=param, code=code or status))
+
+    def response(self) -> Response:
+        """The answer."""
+        headers = {"connection": "close"} if self.status in (408, 413) else {}
+        if self.status in (429, 503):
+            headers["retry-after"] = str(RETRY_AFTER_S)
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return JSONResponse(self.body.model_dump(), self.status, headers)
+
+
+def refused(message: str, param: str | None = None) -> ApiError:
+    """A request that can't be served as it is."""
+    return ApiError(400, message, param=param)
+
+
+def malformed(error: ValidationError, model: type[BaseModel]) -> ApiError:
+    """A body that is no request, with every wrong value, bounded in length."""
+    problems = error.errors(include_url=False, include_input=False)
+    loc = problems[0]["loc"] if problems else ()
+    text = explain(error, model.model_fields, "field")
+    return refused(text if len(text) <= _MAX_CHARS else text[:_MAX_CHARS] + "…", str(loc[0]) if loc else None)
+
+
+def api_error(error: Exception) -> ApiError:
+    """Any exception as an answer; what nobody expected says nothing about the inside."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineDeadError):
+        return ApiError(503, str(error), kind="server_error", code="engine_dead")
+    if isinstance(error, RequestError):
+        return refused(str(error))
+    if isinstance(error, PenstockError):
+        return ApiError(503, str(error), kind="server_error")
+    log.error("a request has failed", exc_info=error)
+    log.error("a request has failed", exc_info=error)
+    return ApiError(500, "the server has failed to answer this request", kind="server_error")

@@ -1,0 +1,118 @@
+"""uvicorn on an event loop that already runs, with bounds on what a connection may do before its request is there."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ...errors import ConfigError
+
+MAX_HEAD_BYTES = 64 << 10  # request line and headers
+KEEP_ALIVE_S = 75  # of an idle connection, beyond what load balancers keep theirs
+_BACKLOG = 2048
+
+
+class _BoundedProtocol(HttpToolsProtocol):
+    """Closes a connection whose request line and headers are too long, or take too long."""
+
+    head_timeout_s = 30.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES:
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_is_there()
+        super().on_headers_complete()
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_timeout_s, self.transport.close)
+
+    def _head_is_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer, self._head_bytes = None, 0
+
+
+class HttpServer:
+    """Serves an app until it is stopped."""
+
+    def __init__(self, app: ASGIApp, host: str, port: int, head_timeout_s: float) -> None:
+        """Binds; raises ConfigError where nobody can listen there."""
+        self._socket = _bound(host, port)
+        protocol = type("BoundedProtocol", (_BoundedProtocol,), {"head_timeout_s": head_timeout_s})
+        config = uvicorn.Config(
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            backlog=_BACKLOG,
+        )
+        self._server = uvicorn.Server(config)
+        self._task: asyncio.Task[Any] | None = None
+
+    async def start(self) -> None:
+        """Takes connections from now on."""
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        while not self._server.started:
+            await asyncio.sleep(0.005)
+            if self._task.done():
+                await self._task
+
+    def stop_listening(self) -> None:
+        """Takes no connection any more; requests that run go on, connections without one end."""
+        self._server.should_exit = True
+
+    async def stop(self, timeout_s: float) -> None:
+        """Ends when the requests that run have, at the latest in `timeout_s`."""
+        self._server.should_exit = True
+        if self._task is not None:
+            done, _ = await asyncio.wait((self._task,), timeout=timeout_s)
+            if not done:
+                self._server.force_exit = True
+                self._task.cancel()
+        self._socket.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise ConfigError(f"can't listen on host {host!r}, port {port}: {error}") from None
+    bound.set_inheritable(True)
+    return bound
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ConfigError where nobody can listen there."""
+    _bound(host, port).close()

@@ -1,0 +1,199 @@
+"""What the endpoints share: one engine, its limits, and the account of every request from its arrival to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from ...configs.sampling import SamplingParams
+from ...configs.serving import ServeConfig
+from ..answer import Answer
+from ..async_engine import AsyncEngine
+from ..prompts import Prompt
+from ..tokenizer import Tokenizer
+from .admission import Admission
+from .errors import ApiError, api_error, malformed, refused
+from .metrics import FinishedRequest, ServingMetrics
+from .request_log import log_request
+from .streams import ClientGoneError
+
+Model = TypeVar("Model", bound=BaseModel)
+CheckGrammar = Callable[[str], Awaitable[str | None]]
+"""The problem of a grammar's spec in words, or None."""
+
+_LONG_CHARS = 20_000  # a text beyond is encoded on another thread, so that the others' streams go on
+_CLIENT_GONE = 499  # the status in logs and metrics; nobody reads it
+
+
+@dataclass(slots=True)
+class Job:
+    """One HTTP request that has become answers to come."""
+
+    endpoint: str
+    request_id: str
+    answers: list[Answer]
+    params: SamplingParams
+    created: int = field(default_factory=lambda: int(time.time()))
+    start_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that the engine generates for it."""
+        return sum(len(answer.completions) for answer in self.answers)
+
+    @property
+    def num_tokens(self) -> int:
+        """The most tokens that its sequences can come to, prompts included."""
+        return sum(
+            len(request.prompt_token_ids) + request.max_tokens for answer in self.answers for request in answer.requests
+        )
+
+
+class Service:
+    """One replica's engine, as the endpoints see it. For one event loop."""
+
+    def __init__(
+        self, engine: AsyncEngine, config: ServeConfig, metrics: ServingMetrics, check_grammar: CheckGrammar
+    ) -> None:
+        self.engine = engine
+        self.config = config
+        self.metrics = metrics
+        self.admission = Admission(config)
+        self.model_name = config.served_model_name or "model"
+        self.started = int(time.time())
+        self._check_grammar = check_grammar
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; raises ApiError where the engine has none."""
+        if (tokenizer := self.engine.tokenizer) is None:
+            raise refused("the server has no tokenizer (skip_tokenizer_init): send prompt_token_ids")
+        return tokenizer
+
+    async def parse(self, request: Request, model: type[Model]) -> Model:
+        """The body as this model; raises ApiError for one that is too large, too slow or malformed."""
+        try:
+            return model.model_validate_json(await self._body(request))
+        except ValidationError as error:
+            raise malformed(error, model) from None
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError 404 for another model than the served one."""
+        if name is not None and name != self.model_name:
+            raise ApiError(
+                404,
+                f"the model {name[:256]!r} does not exist; {self.model_name!r} is served",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def job(
+        self,
+        endpoint: str,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        request_id: str | None,
+        prefix: str,
+        add_special_tokens: bool = True,
+    ) -> Job:
+        """Prompts and parameters as answers to come; raises RequestError or ApiError for what can't be served."""
+        self._check_bounds(prompts, params)
+        grammar = params.structured_outputs
+        if grammar is not None and (problem := await self._check_grammar(grammar.spec)) is not None:
+            raise refused(problem, "response_format")
+        num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+        if num_chars > _LONG_CHARS:
+            answers = await asyncio.to_thread(self.engine.prepare, prompts, params, add_special_tokens)
+        else:
+            answers = self.engine.prepare(prompts, params, add_special_tokens)
+        return Job(endpoint, f"{prefix}-{request_id or answers[0].request_id}", answers, params)
+
+    async def run(self, job: Job) -> AsyncGenerator[list[Answer]]:
+        """As the engine's `run`, between admission and the request's line in the log. Raises ApiError when full."""
+        with self.admission.admitted(job.num_sequences, job.num_tokens):
+            self.metrics.arrived()
+            status = 200
+            try:
+                async with aclosing(self.engine.run(job.answers)) as steps:
+                    async for moved in steps:
+                        yield moved
+            except (GeneratorExit, asyncio.CancelledError, ClientGoneError):
+                status = 200 if all(answer.finished for answer in job.answers) else _CLIENT_GONE
+                raise
+            except Exception as error:
+                status = api_error(error).status
+                raise
+            finally:
+                for answer in job.answers:
+                    self._account(job, answer, status)
+
+    async def finish(self, job: Job) -> None:
+        """Runs the job to its end."""
+        async with aclosing(self.run(job)) as steps:
+            async for _ in steps:
+                pass
+
+    def _check_bounds(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
+        config = self.config
+        for what, value, limit in (
+            ("prompts", len(prompts), config.max_prompts),
+            ("n", params.n, config.max_n),
+            ("logprobs", max(params.logprobs or 0, params.prompt_logprobs or 0), config.max_logprobs),
+            ("stop strings", len(params.stop_strings), config.max_stop_strings),
+            ("characters of a stop string", max(map(len, params.stop_strings), default=0), config.max_stop_chars),
+        ):
+            if value > limit:
+                raise refused(f"{what}: {value}, at most {limit} are allowed")
+        if not prompts:
+            raise refused("prompt is an empty list; it needs at least 1 prompt", "prompt")
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self.config.max_body_bytes
+        length = request.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+            raise _too_large(limit)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.config.body_timeout_s):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise _too_large(limit)
+                    parts.append(part)
+        except TimeoutError:
+            raise ApiError(408, f"the body has not come within {self.config.body_timeout_s} s") from None
+        return b"".join(parts)
+
+    def _account(self, job: Job, answer: Answer, status: int) -> None:
+        record = _record(job, answer, status)
+        self.metrics.finished(record)
+        log_request(record)
+
+
+def _record(job: Job, answer: Answer, status: int) -> FinishedRequest:
+    output = answer.output()
+    reasons = {completion.finish_reason for completion in output.outputs}
+    return FinishedRequest(
+        request_id=job.request_id,
+        endpoint=job.endpoint,
+        num_prompt_tokens=len(output.prompt_token_ids),
+        num_cached_tokens=output.num_cached_tokens,
+        num_output_tokens=output.num_generated_tokens,
+        finish_reason="abort" if None in reasons else max(str(reason) for reason in reasons),
+        ttft_s=output.metrics.ttft_s,
+        tpot_s=output.tpot_s(),
+        e2e_s=time.monotonic() - job.start_s,
+        status=status,
+    )
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
