@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penstock.model.grammar_compiler import GrammarCompiler
 from penstock.model.sampler import Sampled, Sampler
 from penstock.scheduler.mirror import Mirror, StepInput
 from penstock.scheduler.plan import Registration, Sampling, StepPlan, ints
@@ -17,9 +18,9 @@ from penstock.scheduler.plan import Registration, Sampling, StepPlan, ints
 class SamplerRig:
     """A mirror and a sampler; every call of `step` is one plan. Logits of the newest step stay in `logits`."""
 
-    def __init__(self, vocab_size: int, num_slots: int = 8) -> None:
+    def __init__(self, vocab_size: int, num_slots: int = 8, compiler: GrammarCompiler | None = None) -> None:
         self.mirror = Mirror(num_slots, max_blocks_per_seq=1, block_size=1 << 20)
-        self.sampler = Sampler(num_slots, vocab_size, "cpu")
+        self.sampler = Sampler(num_slots, vocab_size, "cpu", compiler)
         self.logits = torch.empty(0)
         self._generation = [0] * num_slots
         self._num_steps = 0
