@@ -9,35 +9,58 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from ..configs.engine import EngineConfig
 from ..configs.load import load_configs
 from ..configs.serving import ServeConfig
-from .serving.replica import Replica
+from .serving.prefix_router import PrefixAwareRouter
+from .serving.replica import EngineReplica, FrontReplica, Replica
 
 _END_S = 5.0  # for the engine's end, behind the draining
-_MAX_ONGOING = 100_000  # the replica itself refuses what is too much, with 429
-_HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 1.0, 5.0
+_UNBOUNDED = 1_000_000  # requests: the API itself refuses what is too much, with 429
 
 
 def build(arguments: dict[str, Any]) -> Application:
     """The application; through Serve's proxy unless `ingress` says otherwise. Raises ConfigError and ModelError."""
-    config, serving = load_configs(**({"ingress": "proxy"} | arguments))
-    return application(config, serving)
+    return application(*load_configs(**({"ingress": "proxy"} | arguments)))
 
 
 def application(config: EngineConfig, serving: ServeConfig) -> Application:
-    """The application for these settings."""
-    deployment = serve.deployment(
-        name="penstock",
-        ray_actor_options={"num_cpus": 0},  # the engine's workers take what it needs
-        num_replicas=serving.num_replicas,
-        max_constructor_retry_count=1,  # what keeps an engine from starting keeps the next one too
-        max_ongoing_requests=_MAX_ONGOING,
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=serving.drain_timeout_s + _END_S,
-        health_check_period_s=_HEALTH_PERIOD_S,
-        health_check_timeout_s=_HEALTH_TIMEOUT_S,
-    )(Replica)
-    bound: Application = deployment.bind(config, serving)
-    return bound
+    """The application for these settings: one deployment, or a front and engines behind it."""
+    options = _options(serving)
+    if not serving.is_replicated:
+        alone: Application = serve.deployment(name="penstock", **options)(Replica).bind(config, serving)
+        return alone
+    engines = serve.deployment(name="engine", **options, **_scaling(serving))(EngineReplica).bind(config, serving)
+    front: Application = serve.deployment(name="front", **options)(FrontReplica).bind(config, serving, engines)
+    return front
+
+
+def _options(serving: ServeConfig) -> dict[str, Any]:
+    return {
+        "ray_actor_options": {"num_cpus": 0},  # the engine's workers take what it needs
+        "max_ongoing_requests": _UNBOUNDED,
+        "max_constructor_retry_count": 1,  # what keeps an engine from starting keeps the next one too
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "graceful_shutdown_timeout_s": serving.drain_timeout_s + _END_S,
+        "health_check_period_s": 1.0,
+        "health_check_timeout_s": 5.0,
+    }
+
+
+def _scaling(serving: ServeConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if serving.request_router == "prefix_aware":
+        options["request_router_config"] = RequestRouterConfig(
+            request_router_class=f"{PrefixAwareRouter.__module__}:{PrefixAwareRouter.__qualname__}"
+        )
+    if serving.max_replicas is None:
+        return options | {"num_replicas": serving.num_replicas}
+    return options | {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=serving.num_replicas,
+            max_replicas=serving.max_replicas,
+            target_ongoing_requests=serving.target_ongoing_requests,
+        )
+    }

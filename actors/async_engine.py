@@ -121,6 +121,11 @@ class AsyncEngine:
         """That the engine serves; raises EngineDeadError, within some 2 s, when it doesn't."""
         return await asyncio.to_thread(self._handle.health)
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine has ended, or this handle was closed."""
+        return self._desk.client.is_dead
+
     def close(self) -> None:
         """Leaves the engine, which goes on."""
         self._desk.client.close()

@@ -75,7 +75,7 @@ class Server:
 
     def _start(self) -> None:
         serving = self._serving
-        is_direct = serving.resolved_ingress == "direct"
+        is_direct = serving.ingress == "direct"
         had_serve = _serve_runs()
         if not self._cluster.started_here:
             self._custody = Custody(serving.app_name, ends_serve=not had_serve)

@@ -14,8 +14,6 @@ from .engine import NAME_PATTERN
 from .problems import explain
 from .sampling import MAX_LOGPROBS
 
-Ingress = Literal["direct", "proxy", "haproxy"]
-
 
 class ServeConfig(BaseModel):
     """Everything that may be said about a server beside its engine."""
@@ -28,8 +26,8 @@ class ServeConfig(BaseModel):
         None, description="the model's name in the API; None: the folder's name", min_length=1
     )
     app_name: str = Field("penstock", description="the application's name in Ray Serve", pattern=NAME_PATTERN)
-    ingress: Literal["auto", "direct", "proxy", "haproxy"] = Field(
-        "auto", description="who takes connections: the replica (`auto` with one), Serve's proxy, or its HAProxy"
+    ingress: Literal["direct", "proxy"] = Field(
+        "direct", description="who takes connections: the server itself on its port, or Serve's proxies on every node"
     )
 
     num_replicas: int = Field(1, description="engines that share the load, each with its own GPUs", ge=1, le=1024)
@@ -38,7 +36,7 @@ class ServeConfig(BaseModel):
     )
     target_ongoing_requests: int = Field(64, description="requests in flight of a replica that growth aims at", ge=1)
     request_router: Literal["pow_2", "prefix_aware"] = Field(
-        "pow_2", description="Serve's proxy sends a request to the emptier of two, or where its prompt's beginning is"
+        "pow_2", description="a request goes to the emptier of two engines, or where its prompt's beginning has been"
     )
 
     api_key_file: str | None = Field(
@@ -71,22 +69,9 @@ class ServeConfig(BaseModel):
     def _settings_agree(self) -> ServeConfig:
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below num_replicas {self.num_replicas}")
-        if self.ingress == "direct" and self.is_replicated:
-            raise ValueError("ingress 'direct' is for one replica; with more, 'proxy' or 'haproxy' shares them out")
-        if self.request_router == "prefix_aware" and self.resolved_ingress != "proxy":
-            raise ValueError(
-                f"request_router 'prefix_aware' works in Serve's proxy; ingress is {self.resolved_ingress!r}"
-            )
         return self
 
     @property
     def is_replicated(self) -> bool:
         """Whether there is, or may come to be, more than one replica."""
         return max(self.num_replicas, self.max_replicas or 1) > 1
-
-    @property
-    def resolved_ingress(self) -> Ingress:
-        """`ingress` with `auto` resolved."""
-        if self.ingress != "auto":
-            return self.ingress
-        return "proxy" if self.is_replicated or self.request_router == "prefix_aware" else "direct"

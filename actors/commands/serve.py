@@ -22,8 +22,8 @@ def run(arguments: Sequence[str]) -> int:
     parsed = _parser().parse(arguments)
     names = {*EngineConfig.model_fields, *ServeConfig.model_fields}
     config, serving = load_configs(**{name: value for name, value in vars(parsed).items() if name in names})
-    ended = _on_signals()
     with Server(config, serving) as server:
+        ended = _on_signals()
         log.info("serves %s at %s", serving.served_model_name, server.url)
         while not ended.wait(1.0):
             server.check()
@@ -39,7 +39,7 @@ def _parser() -> Parser:
 
 
 def _on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
+    """An event that SIGTERM and SIGINT set; Ray has handlers of its own, so these come behind its start."""
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:

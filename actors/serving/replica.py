@@ -1,129 +1,128 @@
-"""One replica: an engine of its own and the HTTP API over it, in one process beside the engine's.
+"""The deployments' classes: a replica that is engine and HTTP in one, or engines behind a front of their own.
 
-As a Ray Serve deployment it takes requests from Serve's proxy; with ingress `direct` it also listens itself, which
-spares every token the way through the proxy. It is ready when its engine answers, and healthy while that does.
+A replica is ready when its engine answers, and healthy while it does; Serve replaces one that isn't. With several
+engines the front asks Serve's router for one of them and holds it while a request runs, so that Serve counts, balances
+and drains by requests in flight; tokens go from the engine straight to the front all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from ...configs.engine import EngineConfig
 from ...configs.serving import ServeConfig
-from ..async_engine import AsyncEngine
-from ..engine import EngineHandle, start_engine
-from ..grammar_gate import GrammarGate
 from ..logs import speak
-from ..opening import open_desk
-from ..tokenizer import load_tokenizer
-from .api import Api
-from .auth import load_keys
-from .errors import ApiError
-from .http_server import HttpServer
+from .engine_host import EngineHost
+from .front import Front
 from .metric_merge import merge_expositions
 from .metrics import ServingMetrics
-from .service import Service
+from .routed_engine import RoutedEngine
 
-log = logging.getLogger(__name__)
-
-_HEALTH_S = 0.5  # how long an answer about the engine's health holds
-_OBSERVE_S = 5.0  # between looks at the engine's figures, for Ray's exporters
-_DRAIN_POLL_S = 0.02
 _GATHER_S = 10.0
 
 
 class Replica:
-    """The deployment's class. Everything runs on its replica's event loop."""
+    """One engine and the API over it."""
 
     async def __init__(self, config: EngineConfig, serving: ServeConfig) -> None:  # type: ignore[misc]  # Serve awaits it
-        speak()
-        context = serve.get_replica_context()
-        self._serving = serving
-        self._deployment = (context.deployment, context.app_name)
-        name = f"{serving.app_name}-{context.replica_id.unique_id}"
-        keys = load_keys(serving.api_key_file)
-        tokenizer = asyncio.create_task(asyncio.to_thread(load_tokenizer, config))
-        self._handle: EngineHandle = await asyncio.to_thread(start_engine, config.model_copy(update={"name": name}))
-        engine = AsyncEngine(self._handle, open_desk(self._handle, await tokenizer))
-        gate = GrammarGate(config.tokenizer_path, engine.limits.vocab_size, serving.grammar_timeout_s)
-        metrics = ServingMetrics(context.replica_id.unique_id, serving.served_model_name or "")
-        self._service = Service(engine, serving, metrics, gate.check)
-        self._gate = gate
-        self._app = Api(self._service, keys, self.check_health, self._all_expositions).app
-        self._healthy_until_s = 0.0
-        self._observing = asyncio.create_task(self._observe())
-        self._server: HttpServer | None = None
-        if serving.resolved_ingress == "direct":
-            self._server = HttpServer(self._app, serving.host, serving.port, serving.body_timeout_s)
-            await self._server.start()
+        metrics = _begin(serving)
+        self._host = await EngineHost.start(_named(config, serving), metrics)
+        self._front = Front(
+            self._host.engine,
+            config,
+            serving,
+            metrics,
+            health=self._host.check_health,
+            expositions=self._host.exposition,
+        )
+        await self._front.start()
+        self._has_ended = False
 
     async def __call__(self, request: Request) -> Response:
         """A request that came through Serve's proxy."""
-        return _Mounted(self._app)
+        return self._front.response()
 
     async def check_health(self) -> None:
-        """Raises when the engine is dead or hung; Serve then starts another replica."""
-        if self._service.admission.is_draining:
-            raise ApiError(503, "the server is shutting down", kind="server_error", code="draining")
-        if time.monotonic() >= self._healthy_until_s:
-            await self._service.engine.health()
-            self._healthy_until_s = time.monotonic() + _HEALTH_S
-
-    async def exposition(self) -> str:
-        """This replica's figures, as Prometheus reads them."""
-        self._service.metrics.observe_engine(await self._service.engine.stats())
-        return self._service.metrics.render()
-
-    async def drain(self) -> None:
-        """Takes nothing new, and lets what runs come to its end within the time for it."""
-        self._service.admission.is_draining = True
-        if self._server is not None:
-            self._server.stop_listening()
-        deadline = time.monotonic() + self._serving.drain_timeout_s
-        while self._service.admission.num_requests and time.monotonic() < deadline:
-            await asyncio.sleep(_DRAIN_POLL_S)
+        """Raises when the engine is dead or hung."""
+        await self._host.check_health()
 
     async def __del__(self) -> None:
         """Serve calls it before it ends the replica."""
-        if not hasattr(self, "_service") or self._observing.cancelled():
-            return
-        await self.drain()
-        self._observing.cancel()
-        if self._server is not None:
-            await self._server.stop(timeout_s=1.0)
-        self._gate.close()
-        self._service.engine.close()
-        await asyncio.to_thread(self._handle.shutdown)
-
-    async def _all_expositions(self) -> str:
-        """The whole deployment's figures."""
-        if not self._serving.is_replicated:
-            return await self.exposition()
-        response = serve.get_deployment_handle(*self._deployment).broadcast("exposition")
-        return merge_expositions(await asyncio.to_thread(lambda: response.results(timeout_s=_GATHER_S)))
-
-    async def _observe(self) -> None:
-        while True:
-            await asyncio.sleep(_OBSERVE_S)
-            try:
-                self._service.metrics.observe_engine(await self._service.engine.stats())
-            except Exception as error:  # the health check tells of an engine that is gone
-                log.warning("the engine's figures can't be had: %s", error)
+        if not getattr(self, "_has_ended", True):
+            self._has_ended = True
+            await self._front.end()
+            await self._host.end()
 
 
-class _Mounted(Response):
-    """Hands the request on to the app, with the connection's own way back."""
+class EngineReplica:
+    """One of several engines."""
 
-    def __init__(self, app: object) -> None:
-        super().__init__()
-        self._app = app
+    async def __init__(self, config: EngineConfig, serving: ServeConfig) -> None:  # type: ignore[misc]
+        self._host = await EngineHost.start(_named(config, serving), _begin(serving))
+        self._has_ended = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)  # type: ignore[operator]
+    async def hold(self, prefix: Sequence[bytes]) -> AsyncGenerator[str]:
+        """The engine's name, for as long as the caller holds on; the router has read `prefix`."""
+        yield self._host.engine.name
+        await asyncio.Event().wait()
+
+    async def check_health(self) -> None:
+        """Raises when the engine is dead or hung."""
+        await self._host.check_health()
+
+    async def exposition(self) -> str:
+        """This engine's figures, as Prometheus reads them."""
+        return await self._host.exposition()
+
+    async def __del__(self) -> None:
+        if not getattr(self, "_has_ended", True):
+            self._has_ended = True
+            await self._host.end()
+
+
+class FrontReplica:
+    """The API over all engines of a deployment."""
+
+    async def __init__(  # type: ignore[misc]
+        self, config: EngineConfig, serving: ServeConfig, engines: Any
+    ) -> None:
+        self._metrics = _begin(serving)
+        self._engines = engines
+        engine = await RoutedEngine.connect(engines)
+        self._front = Front(
+            engine, config, serving, self._metrics, health=engine.check_health, expositions=self._expositions
+        )
+        await self._front.start()
+        self._has_ended = False
+
+    async def __call__(self, request: Request) -> Response:
+        """A request that came through Serve's proxy."""
+        return self._front.response()
+
+    async def __del__(self) -> None:
+        if not getattr(self, "_has_ended", True):
+            self._has_ended = True
+            await self._front.end()
+
+    async def _expositions(self) -> str:
+        """The whole deployment's figures: those of HTTP here, and every engine's."""
+        response = self._engines.broadcast("exposition")
+        texts = await asyncio.to_thread(lambda: response.results(timeout_s=_GATHER_S))
+        return merge_expositions([self._metrics.render(), *texts])
+
+
+def _begin(serving: ServeConfig) -> ServingMetrics:
+    speak()
+    return ServingMetrics(serve.get_replica_context().replica_id.unique_id, serving.served_model_name or "")
+
+
+def _named(config: EngineConfig, serving: ServeConfig) -> EngineConfig:
+    """An engine's name in the cluster is its application's and its replica's."""
+    name = f"{serving.app_name}-{serve.get_replica_context().replica_id.unique_id}"
+    return config.model_copy(update={"name": name, "detached": False})

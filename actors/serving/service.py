@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -15,8 +15,7 @@ from starlette.requests import Request
 from ...configs.sampling import SamplingParams
 from ...configs.serving import ServeConfig
 from ..answer import Answer
-from ..async_engine import AsyncEngine
-from ..prompts import Prompt
+from ..prompts import Limits, Prompt
 from ..tokenizer import Tokenizer
 from .admission import Admission
 from .errors import ApiError, api_error, malformed, refused
@@ -30,6 +29,27 @@ CheckGrammar = Callable[[str], Awaitable[str | None]]
 
 _LONG_CHARS = 20_000  # a text beyond is encoded on another thread, so that the others' streams go on
 _CLIENT_GONE = 499  # the status in logs and metrics; nobody reads it
+
+
+class Engine(Protocol):
+    """The part of `AsyncEngine` that the endpoints use."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def default_sampling_params(self) -> SamplingParams: ...
+
+    def piece(self, token_id: int) -> str: ...
+
+    def prepare(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams | None = None, add_special_tokens: bool = True
+    ) -> list[Answer]: ...
+
+    def run(self, answers: Sequence[Answer]) -> AsyncGenerator[list[Answer]]: ...
 
 
 @dataclass(slots=True)
@@ -60,7 +80,7 @@ class Service:
     """One replica's engine, as the endpoints see it. For one event loop."""
 
     def __init__(
-        self, engine: AsyncEngine, config: ServeConfig, metrics: ServingMetrics, check_grammar: CheckGrammar
+        self, engine: Engine, config: ServeConfig, metrics: ServingMetrics, check_grammar: CheckGrammar
     ) -> None:
         self.engine = engine
         self.config = config

@@ -1,0 +1,66 @@
+"""A process that owns an engine: starts it, tells of its health and figures, ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from ...configs.engine import EngineConfig
+from ..async_engine import AsyncEngine
+from ..engine import EngineHandle, start_engine
+from ..opening import open_desk
+from ..tokenizer import load_tokenizer
+from .metrics import ServingMetrics
+
+log = logging.getLogger(__name__)
+
+_HEALTH_S = 0.5  # how long an answer about the engine's health holds
+_OBSERVE_S = 5.0  # between looks at the engine's figures, for Ray's exporters
+
+
+class EngineHost:
+    """Made by `start`, on the event loop that it then belongs to."""
+
+    def __init__(self, handle: EngineHandle, engine: AsyncEngine, metrics: ServingMetrics) -> None:
+        self.engine = engine
+        self.metrics = metrics
+        self._handle = handle
+        self._healthy_until_s = 0.0
+        self._observing = asyncio.create_task(self._observe_now_and_then())
+
+    @classmethod
+    async def start(cls, config: EngineConfig, metrics: ServingMetrics) -> EngineHost:
+        """Starts the engine and waits until it serves; raises what `start_engine` and the tokenizer raise."""
+        tokenizer = asyncio.create_task(asyncio.to_thread(load_tokenizer, config))
+        handle = await asyncio.to_thread(start_engine, config)
+        try:
+            return cls(handle, AsyncEngine(handle, open_desk(handle, await tokenizer)), metrics)
+        except BaseException:
+            handle.shutdown()
+            raise
+
+    async def check_health(self) -> None:
+        """Raises EngineDeadError when the engine is dead or hung."""
+        if time.monotonic() >= self._healthy_until_s:
+            await self.engine.health()
+            self._healthy_until_s = time.monotonic() + _HEALTH_S
+
+    async def exposition(self) -> str:
+        """The figures of this moment, as Prometheus reads them."""
+        self.metrics.observe_engine(await self.engine.stats())
+        return self.metrics.render()
+
+    async def end(self) -> None:
+        """Ends the engine; requests that run are answered with that."""
+        self._observing.cancel()
+        self.engine.close()
+        await asyncio.to_thread(self._handle.shutdown)
+
+    async def _observe_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_OBSERVE_S)
+            try:
+                self.metrics.observe_engine(await self.engine.stats())
+            except Exception as error:  # the health check tells of an engine that is gone
+                log.warning("the engine's figures can't be had: %s", error)

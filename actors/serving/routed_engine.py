@@ -1,0 +1,115 @@
+"""Several engines as one: every request gets an engine from Serve's router, which it holds until it ends.
+
+The router's answer is a name. Requests and tokens then go between this process and that engine's scheduler directly,
+as with any handle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from ...configs.sampling import SamplingParams
+from ...errors import EngineDeadError
+from ..answer import Answer
+from ..async_engine import AsyncEngine
+from ..llm import connect
+from ..prompts import Limits, Prompt
+from ..tokenizer import Tokenizer
+
+PREFIX_CHUNK_TOKENS = 32
+MAX_PREFIX_CHUNKS = 64
+_ROUTE_TIMEOUT_S = 30.0
+
+
+class RoutedEngine:
+    """What the endpoints need of an engine, over all of a deployment's; made by `connect`."""
+
+    def __init__(self, engines: Any, first: AsyncEngine) -> None:
+        self._engines = engines  # a DeploymentHandle whose calls stream
+        self._model = first  # its limits and its tokenizer are every engine's
+        self._connected = {first.name: first}
+        self._lock = asyncio.Lock()
+
+    @classmethod
+    async def connect(cls, engines: Any) -> RoutedEngine:
+        """Asks for an engine, waiting until there is one."""
+        streaming = engines.options(stream=True)
+        held = streaming.hold.remote([])
+        try:
+            first = await asyncio.to_thread(connect, await anext(held))
+        finally:
+            held.cancel()
+        return cls(streaming, first)
+
+    @property
+    def limits(self) -> Limits:
+        """What a prompt is held against."""
+        return self._model.limits
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer."""
+        return self._model.tokenizer
+
+    @property
+    def default_sampling_params(self) -> SamplingParams:
+        """What the model's folder recommends."""
+        return self._model.default_sampling_params
+
+    def piece(self, token_id: int) -> str:
+        """One token's own text."""
+        return self._model.piece(token_id)
+
+    def prepare(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams | None = None, add_special_tokens: bool = True
+    ) -> list[Answer]:
+        """The prompts as answers to come, for any of the engines."""
+        return self._model.prepare(prompts, sampling_params, add_special_tokens)
+
+    async def run(self, answers: Sequence[Answer]) -> AsyncGenerator[list[Answer]]:
+        """As an engine's `run`, on the one that the router chooses."""
+        async with self._held(answers) as engine, aclosing(engine.run(answers)) as steps:
+            async for moved in steps:
+                yield moved
+
+    async def check_health(self) -> None:
+        """Raises EngineDeadError unless some engine can be had and answers."""
+        async with self._held([]) as engine:
+            await engine.health()
+
+    @asynccontextmanager
+    async def _held(self, answers: Sequence[Answer]) -> AsyncIterator[AsyncEngine]:
+        held = self._engines.hold.remote(prefix_of(answers[0].prompt.token_ids) if answers else [])
+        try:
+            async with asyncio.timeout(_ROUTE_TIMEOUT_S):
+                name = await anext(held)
+            yield await self._engine(name)
+        except TimeoutError:
+            raise EngineDeadError(f"no engine could be had within {_ROUTE_TIMEOUT_S:g} s") from None
+        finally:
+            held.cancel()
+
+    async def _engine(self, name: str) -> AsyncEngine:
+        async with self._lock:
+            for gone in [each for each, engine in self._connected.items() if engine.is_dead]:
+                self._connected.pop(gone).close()
+            if name not in self._connected:
+                self._connected[name] = await asyncio.to_thread(connect, name)
+            return self._connected[name]
+
+
+def prefix_of(token_ids: Sequence[int]) -> list[bytes]:
+    """A hash for each leading chunk of the prompt, each over all before it too: equal hashes mean equal beginnings."""
+    size = PREFIX_CHUNK_TOKENS
+    hashes, last = list[bytes](), b""
+    for end in range(size, min(len(token_ids), size * MAX_PREFIX_CHUNKS) + 1, size):
+        chunk = np.asarray(token_ids[end - size : end], np.int32).tobytes()
+        last = blake2b(last + chunk, digest_size=8).digest()
+        hashes.append(last)
+    return hashes
