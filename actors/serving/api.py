@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
@@ -160,7 +161,7 @@ async def _health(check: Health) -> Response:
 
 
 async def _metrics(render: Metrics) -> Response:
-    return PlainTextResponse(await render(), media_type="text/plain; version=0.0.4")
+    return PlainTextResponse(await render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 async def _version() -> Response:

@@ -7,6 +7,7 @@ import logging
 import time
 
 from ...configs.engine import EngineConfig
+from ...errors import EngineDeadError
 from ..async_engine import AsyncEngine
 from ..engine import EngineHandle, start_engine
 from ..opening import open_desk
@@ -16,6 +17,7 @@ from .metrics import ServingMetrics
 log = logging.getLogger(__name__)
 
 _HEALTH_S = 0.5  # how long an answer about the engine's health holds
+_STATS_TIMEOUT_S = 3.0
 _OBSERVE_S = 5.0  # between looks at the engine's figures, for Ray's exporters
 
 
@@ -47,8 +49,8 @@ class EngineHost:
             self._healthy_until_s = time.monotonic() + _HEALTH_S
 
     async def exposition(self) -> str:
-        """The figures of this moment, as Prometheus reads them."""
-        self.metrics.observe_engine(await self.engine.stats())
+        """The figures of this moment, as Prometheus reads them; the engine's last ones when it doesn't answer."""
+        await self._observe()
         return self.metrics.render()
 
     async def end(self) -> None:
@@ -60,7 +62,10 @@ class EngineHost:
     async def _observe_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(_OBSERVE_S)
-            try:
-                self.metrics.observe_engine(await self.engine.stats())
-            except Exception as error:  # the health check tells of an engine that is gone
-                log.warning("the engine's figures can't be had: %s", error)
+            await self._observe()
+
+    async def _observe(self) -> None:
+        try:
+            self.metrics.observe_engine(await asyncio.wait_for(self.engine.stats(), _STATS_TIMEOUT_S))
+        except (EngineDeadError, TimeoutError) as error:  # the health check tells of an engine that is gone
+            log.warning("the engine's figures can't be had: %s", error)
