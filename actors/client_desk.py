@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import zmq
 
 from ..scheduler.messages import NewRequest, TokenEvent
 from .client_port import ClientPort
+from .grammar_desk import GrammarDesk
 from .liveness import ObserverClock
 from .poll_set import PollSet
 from .wire import Kind, decode_request, decode_text, unframe
+from .worker_port import WorkerPort
 
 if TYPE_CHECKING:
     from ..scheduler.scheduler import Scheduler
@@ -27,13 +30,16 @@ CLIENT_TIMEOUT_S = 10.0  # a client silent for so long has ended; its requests a
 class ClientDesk:
     """For the engine's thread alone."""
 
-    def __init__(self, scheduler: Scheduler, polls: PollSet, clock: ObserverClock) -> None:
+    def __init__(
+        self, scheduler: Scheduler, polls: PollSet, clock: ObserverClock, workers: Sequence[WorkerPort]
+    ) -> None:
         self.failure: str | None = None  # set: every request is answered with it
         self._scheduler = scheduler
         self._polls = polls
         self._clock = clock
         self._clients: dict[str, ClientPort] = {}
         self._next_keepalive = 0.0
+        self.grammars = GrammarDesk(workers, clock, scheduler.add_request, self._refuse)
 
     @property
     def num_clients(self) -> int:
@@ -56,6 +62,7 @@ class ClientDesk:
         self._polls.unwatch(client.requests.zmq_socket)
         self._polls.unwatch(client.events.zmq_socket)
         client.close()
+        self.grammars.forget_client(client_id)
         if self.failure is None:
             self._scheduler.abort_client(client_id)
 
@@ -79,6 +86,7 @@ class ClientDesk:
     def tick(self) -> None:
         """Keeps clients alive, and drops those that are silent."""
         now = self._clock.now
+        self.grammars.tick()
         for client in [c for c in self._clients.values() if now - c.last_heard > CLIENT_TIMEOUT_S]:
             log.warning("client %s has been silent for %.0f s: detached", client.client_id, CLIENT_TIMEOUT_S)
             self.detach(client.client_id)
@@ -90,6 +98,7 @@ class ClientDesk:
     def fail(self, message: str) -> None:
         """Tells every client that the engine has ended; later requests are answered with the message."""
         self.failure = message
+        self.grammars.fail(message)
         for client in self._clients.values():
             client.say_failed(message)
 
@@ -114,17 +123,26 @@ class ClientDesk:
         if kind is Kind.REQUEST:
             self._add(client, decode_request(body, client.client_id))
         elif kind is Kind.ABORT and self.failure is None:
-            self._scheduler.abort(client.client_id, decode_text(body))
+            self._abort(client, decode_text(body))
         elif kind is Kind.BYE:
             self.detach(client.client_id)
 
     def _add(self, client: ClientPort, request: NewRequest) -> None:
         if self.failure is None:
             request.arrived_s = time.monotonic()
-            self._scheduler.add_request(request)
-            return
-        answer = TokenEvent(client.client_id, request.request_id, 0, finish_reason="error", error=self.failure)
-        client.deliver([answer])
+            self.grammars.submit(request)
+        else:
+            self._refuse(request, self.failure)
+
+    def _abort(self, client: ClientPort, request_id: str) -> None:
+        if self.grammars.forget(client.client_id, request_id):
+            client.deliver([TokenEvent(client.client_id, request_id, 0, finish_reason="abort")])
+        else:
+            self._scheduler.abort(client.client_id, request_id)
+
+    def _refuse(self, request: NewRequest, message: str) -> None:
+        answer = TokenEvent(request.client_id, request.request_id, 0, finish_reason="error", error=message)
+        self.deliver([answer])
 
     def _watch_for_room(self, client: ClientPort) -> None:
         """A client that is behind wakes the poll when its socket has room."""

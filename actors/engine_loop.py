@@ -81,7 +81,7 @@ class EngineLoop:
         self._last_published_step = -1
         self._queue_time_s = Histogram()  # from a request's arrival to the first plan that holds it
         self._polls = PollSet()
-        self._desk = ClientDesk(scheduler, self._polls, self._clock)
+        self._desk = ClientDesk(scheduler, self._polls, self._clock, workers)
         self._delayed: deque[tuple[float, StepResult]] = deque()  # (due, result) in order
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._next_tick = 0.0
@@ -201,6 +201,8 @@ class EngineLoop:
                 self._delayed.append((time.monotonic() + self._result_delay_s, decode_result(cast(bytes, body))))
             elif kind is Kind.HEARTBEAT:
                 worker.last_retired_step = decode_step(body)
+            elif kind is Kind.COMPILED:
+                self._desk.grammars.take(body)
             elif kind is Kind.FAILURE:
                 self._watch.report(worker, decode_text(body), self._clock.now)
             else:

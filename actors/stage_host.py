@@ -11,14 +11,16 @@ from typing import Protocol, cast
 import torch
 
 from ..errors import EngineDeadError
+from ..model.grammar_compiler import GrammarCompiler
 from ..scheduler.codec import decode_plan, encode_result
 from ..scheduler.plan import StepPlan, StepResult
 from ..scheduler.timeline import Timeline
 from .engine_spec import Surroundings, WorkerOffer, WorkerSpec
+from .grammar_thread import GrammarThread
 from .links import LinkRoom
 from .ports import RankPosition, open_ports
 from .sockets import Address, Peer, Receiver, Sender, Sockets
-from .wire import Kind, encode_step, encode_text, frame, unframe
+from .wire import Kind, decode_grammar, encode_compiled, encode_step, encode_text, frame, unframe
 from .worker_port import MAX_PLANS, MAX_UPLINK, WorkerName
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class StageHost:
         self._plans: Receiver = sockets.receiver(engine, MAX_PLANS)
         self._uplink: Sender | None = None
         self._runner: StageRunner | None = None
+        self._grammars: GrammarThread | None = None  # of the last stage
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -85,6 +88,10 @@ class StageHost:
             agreed[0] = room.least("blocks", num_blocks, position.name, position.everybody)
             return agreed[0]
 
+        optional: dict[str, object] = {} if around.num_blocks else {"agree_on_blocks": agree}
+        if position.is_last_stage:
+            optional["grammars"] = compiler = GrammarCompiler.of(config, engine.model_config)
+            self._grammars = GrammarThread(compiler, self._send_compiled)
         module, _, function = engine.stage_builder.partition(":")
         self._runner = cast(
             StageRunner,
@@ -97,7 +104,7 @@ class StageHost:
                 ports=ports,
                 on_result=self._send_result,
                 on_failure=self._report,
-                **({} if around.num_blocks else {"agree_on_blocks": agree}),
+                **optional,
             ),
         )
         self._start("plans", self._serve)
@@ -114,6 +121,8 @@ class StageHost:
         self._closing.set()
         for thread in self._threads:
             thread.join(timeout=2 * _POLL_S)
+        if self._grammars is not None:
+            self._grammars.close()
         if self._runner is not None:
             self._runner.close()
         self._sockets.close()
@@ -135,9 +144,12 @@ class StageHost:
         assert self._runner is not None
         for data in self._plans.take(MAX_PLANS):
             kind, body = unframe(data)
-            if kind is not Kind.PLAN:
+            if kind is Kind.PLAN:
+                self._runner.submit(decode_plan(cast(bytes, body)))
+            elif kind is Kind.GRAMMAR and self._grammars is not None:
+                self._grammars.submit(*decode_grammar(body))
+            else:
                 raise ValueError(f"an unexpected {kind.name} message among the plans")
-            self._runner.submit(decode_plan(cast(bytes, body)))
 
     def _beat(self) -> None:
         interval_s = self._spec.engine.config.heartbeat_interval_s
@@ -148,6 +160,10 @@ class StageHost:
     def _send_result(self, result: StepResult) -> None:
         if not self._send(Kind.RESULT, encode_result(result)):
             raise RuntimeError(f"the engine takes no results: the queue is full at step {result.step}")
+
+    def _send_compiled(self, number: int, problem: str | None) -> None:
+        if not self._send(Kind.COMPILED, encode_compiled(number, problem)):
+            self._report(RuntimeError("the engine takes no answers to grammars: the queue is full"))
 
     def _report(self, error: BaseException) -> None:
         log.error("the stage has failed", exc_info=error)

@@ -37,6 +37,8 @@ class Kind(IntEnum):
     ABORT = 8  # client -> engine
     EVENTS = 9  # engine -> client: token events of one step
     FAILED = 10  # engine -> client: the engine has ended, and why
+    GRAMMAR = 11  # engine -> last stage: a grammar to compile
+    COMPILED = 12  # last stage -> engine: that it is, or why not
 
 
 def frame(kind: Kind, body: bytes = b"") -> bytes:
@@ -111,6 +113,28 @@ def encode_step(step: int) -> bytes:
 def decode_step(data: Body) -> int:
     """The reverse of `encode_step`."""
     return cast(int, _load(data, int))
+
+
+def encode_grammar(number: int, spec: str) -> bytes:
+    """A grammar to compile, and the number that its answer carries."""
+    return _pack([number, spec])
+
+
+def decode_grammar(data: Body) -> tuple[int, str]:
+    """The reverse of `encode_grammar`."""
+    number, spec = _unpack(data, 2)
+    return number, spec
+
+
+def encode_compiled(number: int, problem: str | None) -> bytes:
+    """The answer to a grammar; None: it is compiled."""
+    return _pack([number, problem])
+
+
+def decode_compiled(data: Body) -> tuple[int, str | None]:
+    """The reverse of `encode_compiled`."""
+    number, problem = _unpack(data, 2)
+    return number, problem
 
 
 def _encode_event(event: TokenEvent) -> list[Any]:

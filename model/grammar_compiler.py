@@ -12,6 +12,8 @@ from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..configs.engine import EngineConfig
+from ..configs.model_config import ModelConfig
 from ..configs.structured import split_spec
 from ..errors import RequestError
 
@@ -35,6 +37,13 @@ class GrammarCompiler:
         self._num_threads = num_threads
         self._compiler: Compiler | None = None
         self._lock = threading.Lock()  # of the compiler's making
+
+    @classmethod
+    def of(cls, config: EngineConfig, model_config: ModelConfig) -> GrammarCompiler:
+        """An engine's; light until the first grammar comes."""
+        folder = None if config.skip_tokenizer_init else config.model
+        num_threads = 1 if config.device == "cpu" else 4  # a CPU's cores have the layers to compute
+        return cls(folder, model_config.vocab_size, model_config.eos_token_ids, num_threads)
 
     def compile(self, spec: str) -> CompiledGrammar:
         """The grammar of a spec; raises RequestError in words of the grammar's author."""

@@ -107,16 +107,10 @@ def build_stage(
     doesn't fit, ModelError for a damaged folder.
     """
     builder = _StageBuilder(config, model_config, stage_idx, tp_rank, ports)
-    builder.add_sampler(grammars or make_grammar_compiler(config, model_config))
+    builder.add_sampler(grammars or GrammarCompiler.of(config, model_config))
     launcher = builder.launcher(num_blocks, agree_on_blocks)
     stage = PipelineStage(builder.device, builder.source(), launcher, builder.sink())
     return StageScheduler(stage, builder.mirror, builder.device, on_result, on_failure, builder.timeline)
-
-
-def make_grammar_compiler(config: EngineConfig, model_config: ModelConfig) -> GrammarCompiler:
-    """For the last stage; light until the first grammar comes."""
-    folder = None if config.skip_tokenizer_init else config.model
-    return GrammarCompiler(folder, model_config.vocab_size, model_config.eos_token_ids)
 
 
 def make_device(config: EngineConfig, dtype: torch.dtype, timeline: Timeline, name: str) -> tuple[Device, torch.device]:

@@ -13,6 +13,7 @@ import torch
 
 from penstock.configs.engine import EngineConfig
 from penstock.configs.model_config import ModelConfig
+from penstock.model.grammar_compiler import GrammarCompiler
 from penstock.model.stage import StagePorts
 from penstock.scheduler.mirror import Mirror
 from penstock.scheduler.plan import StepPlan, StepResult
@@ -87,6 +88,7 @@ def build(
     ports: StagePorts,
     on_result: Callable[[StepResult], None],
     on_failure: Callable[[BaseException], None],
+    grammars: GrammarCompiler | None = None,
     step_s: float = 0.002,
     last_step: int = 1 << 30,
 ) -> FakeStage:

@@ -14,20 +14,33 @@ import numpy as np
 from penstock.actors.client_port import ClientPort
 from penstock.actors.engine_loop import EngineLoop, LoopSettings
 from penstock.actors.sockets import Receiver, Sender, Sockets
-from penstock.actors.wire import Kind, decode_events, encode_request, encode_step, encode_text, frame, unframe
+from penstock.actors.wire import (
+    Kind,
+    decode_events,
+    decode_grammar,
+    encode_compiled,
+    encode_request,
+    encode_step,
+    encode_text,
+    frame,
+    unframe,
+)
 from penstock.actors.worker_port import WorkerName, WorkerPort
 from penstock.scheduler.codec import decode_plan, encode_result
 from penstock.scheduler.config import SchedulerConfig
 from penstock.scheduler.messages import NewRequest, TokenEvent
 from penstock.scheduler.mirror import Mirror
-from penstock.scheduler.plan import StepResult, ints
+from penstock.scheduler.plan import Sampling, StepResult, ints
 from penstock.scheduler.scheduler import Scheduler
 
 from .fake_stage import next_token
 
 
-def request(request_id: str, num_prompt: int = 5, max_tokens: int = 4, client_id: str = "") -> NewRequest:
-    return NewRequest(request_id, ints(np.arange(1, num_prompt + 1)), max_tokens, client_id=client_id)
+def request(
+    request_id: str, num_prompt: int = 5, max_tokens: int = 4, client_id: str = "", grammar: str = ""
+) -> NewRequest:
+    tokens = ints(np.arange(1, num_prompt + 1))
+    return NewRequest(request_id, tokens, max_tokens, Sampling(grammar=grammar), client_id)
 
 
 def fake_output(num_prompt: int, num_tokens: int) -> list[int]:
@@ -92,6 +105,8 @@ class FakeWorker:
         self.silent = False
         self.paused = False
         self.ended = False
+        self.grammars: list[tuple[int, str]] = []  # announced
+        self.compiles = True  # whether it answers to them; what holds "wrong" is wrong
         self._answers = answers
         self._mirror = Mirror(64, 64, 4)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -114,8 +129,17 @@ class FakeWorker:
             for data in [] if self.paused else self.plans.take(64):
                 self._step(data)
 
+    def compiled(self, number: int, spec: str) -> None:
+        self.uplink.send(frame(Kind.COMPILED, encode_compiled(number, "no such type" if "wrong" in spec else None)))
+
     def _step(self, data: bytes) -> None:
-        plan = decode_plan(bytes(unframe(data)[1]))
+        kind, body = unframe(data)
+        if kind is Kind.GRAMMAR:
+            self.grammars.append(decode_grammar(body))
+            if self.compiles:
+                self.compiled(*self.grammars[-1])
+            return
+        plan = decode_plan(bytes(body))
         inputs = self._mirror.apply(plan)
         self.num_plans += 1
         if self._answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 
@@ -50,6 +51,23 @@ def test_a_stop_string_ends_the_request_in_the_engine_too(llm: LLM) -> None:
     while llm.stats()["scheduler"]["running"] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert llm.stats()["scheduler"]["running"] == 0
+
+
+def test_structured_outputs_are_compiled_beside_the_pipeline_and_hold(llm: LLM) -> None:
+    schema = {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 1, "maxItems": 3}
+    bound = [
+        SamplingParams(n=2, temperature=1.0, seed=1, max_tokens=64, structured_outputs={"json": schema}),
+        SamplingParams(temperature=0, max_tokens=64, structured_outputs={"choice": ["Paris", "London"]}),
+    ]
+    colours, city, plain = llm.generate(["Colours: ", "City: ", "17 + 25 ="], [*bound, GREEDY])
+    for completion in colours.outputs:
+        assert set(json.loads(completion.text)) <= {"red", "green"}
+    assert city.outputs[0].text in ("Paris", "London")
+    assert plain.outputs[0].text == " 42"
+    wrong = SamplingParams(structured_outputs={"grammar": "root ::= nobody"})
+    with pytest.raises(PromptError, match="nobody"):
+        llm.generate("x", wrong)
+    assert llm.generate("17 + 25 =", GREEDY)[0].outputs[0].text == " 42"
 
 
 def test_several_completions_with_a_seed_are_the_same_again(llm: LLM) -> None:

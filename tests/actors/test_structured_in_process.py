@@ -1,9 +1,10 @@
-"""Grammars in the pipeline: the same tokens at any number of stages and after preemptions, beside rows that have none."""
+"""Grammars in the pipeline: tokens are equal at any number of stages and after preemptions; other rows see nothing."""
 
 from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_every_kind_of_grammar_holds_the_text(temperature: float) -> None:
 
 def test_any_json_object_is_an_object() -> None:
     closing = ((ord('"'), 16.0), (ord("}"), 16.0))
-    bound = {"temperature": 1.0, "grammar": grammar(json_object=True), "logit_bias": closing}
+    bound: dict[str, Any] = {"temperature": 1.0, "grammar": grammar(json_object=True), "logit_bias": closing}
     ran = run([asked(f"o{i}", 200, seed=i, **bound) for i in range(8)])
     assert all(isinstance(json.loads(ran.text(name)), dict) for name in ran.ends)
     assert {end.finish_reason for end in ran.ends.values()} == {"stop"}
@@ -98,7 +99,7 @@ def test_an_abort_in_the_middle_leaves_the_others_as_they_are(expected: Ran) -> 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_grammars_end_goes_before_min_tokens_and_ignore_eos(temperature: float) -> None:
-    done = {"grammar": grammar(choice=["yes", "no"]), "temperature": temperature}
+    done: dict[str, Any] = {"grammar": grammar(choice=["yes", "no"]), "temperature": temperature}
     ran = run(
         [
             asked("min", 30, min_tokens=9, **done),
