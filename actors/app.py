@@ -26,20 +26,24 @@ def build(arguments: dict[str, Any]) -> Application:
     return application(*load_configs(**({"ingress": "proxy"} | arguments)))
 
 
-def application(config: EngineConfig, serving: ServeConfig) -> Application:
-    """The application for these settings: one deployment, or a front and engines behind it."""
-    options = _options(serving)
+def application(config: EngineConfig, serving: ServeConfig, node_id: str | None = None) -> Application:
+    """The application for these settings: one deployment, or a front and engines behind it.
+
+    What takes connections runs on the node `node_id`, where one is given.
+    """
+    facing, inner = _options(serving, node_id), _options(serving, None)
     if not serving.is_replicated:
-        alone: Application = serve.deployment(name="penstock", **options)(Replica).bind(config, serving)
+        alone: Application = serve.deployment(name="penstock", **facing)(Replica).bind(config, serving)
         return alone
-    engines = serve.deployment(name="engine", **options, **_scaling(serving))(EngineReplica).bind(config, serving)
-    front: Application = serve.deployment(name="front", **options)(FrontReplica).bind(config, serving, engines)
+    engines = serve.deployment(name="engine", **inner, **_scaling(serving))(EngineReplica).bind(config, serving)
+    front: Application = serve.deployment(name="front", **facing)(FrontReplica).bind(config, serving, engines)
     return front
 
 
-def _options(serving: ServeConfig) -> dict[str, Any]:
+def _options(serving: ServeConfig, node_id: str | None) -> dict[str, Any]:
+    place = {} if node_id is None else {"label_selector": {"ray.io/node-id": node_id}}
     return {
-        "ray_actor_options": {"num_cpus": 0},  # the engine's workers take what it needs
+        "ray_actor_options": {"num_cpus": 0, **place},  # the engine's workers take what it needs
         "max_ongoing_requests": _UNBOUNDED,
         "max_constructor_retry_count": 1,  # what keeps an engine from starting keeps the next one too
         "graceful_shutdown_wait_loop_s": 0.1,
@@ -53,7 +57,7 @@ def _scaling(serving: ServeConfig) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if serving.request_router == "prefix_aware":
         options["request_router_config"] = RequestRouterConfig(
-            request_router_class=f"{PrefixAwareRouter.__module__}:{PrefixAwareRouter.__qualname__}"
+            request_router_class=f"{PrefixAwareRouter.__module__}:{PrefixAwareRouter.__qualname__}"  # type: ignore[arg-type]
         )
     if serving.max_replicas is None:
         return options | {"num_replicas": serving.num_replicas}

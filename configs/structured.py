@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ..errors import RequestError
 
-KINDS = ("json", "json_object", "regex", "choice", "grammar")
+KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 _NOT_ENFORCED = {  # keywords of JSON Schema that no grammar here can hold the text to
     *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems"),
     *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedItems", "unevaluatedProperties"),
@@ -47,6 +47,7 @@ class StructuredOutputsParams:
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None  # in EBNF, from the rule `root`
+    structural_tag: str | None = None  # xgrammar's form for schemas between tags, as JSON text
     spec: str = field(init=False, repr=False, compare=False)  # the kind and its text, in the one form that engines take
 
     def __post_init__(self) -> None:
@@ -101,7 +102,10 @@ def problem_of(spec: str, limits: GrammarLimits = LIMITS) -> str | None:
         return f"the {kind} is nested more than {limits.max_depth} deep"
     except ValueError as error:
         return f"the {kind} is not JSON: {error}"
-    return _problem_of_size(kind, value, limits) or (_problem_of_schema(value) if kind == "json" else None)
+    if (problem := _problem_of_size(kind, value, limits)) is not None:
+        return problem
+    schemas = [value] if kind == "json" else _schemas_in(value) if kind == "structural_tag" else []
+    return next((problem for schema in schemas if (problem := _problem_of_schema(schema)) is not None), None)
 
 
 def _text(kind: str, value: object) -> str:
@@ -210,6 +214,16 @@ def _problem_of_node(node: dict[str, object]) -> str | None:
     if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
         return f"the json refers to {str(reference)[:64]!r}; a $ref must stay within the schema and begin with '#/'"
     return None
+
+
+def _schemas_in(tag: object) -> list[object]:
+    """The schemas that a structural tag holds."""
+    found, level = list[object](), [tag]
+    while level:
+        nodes = [node for node in level if isinstance(node, dict)]
+        found += [node["json_schema"] for node in nodes if node.get("type") == "json_schema" and "json_schema" in node]
+        level = [child for node in level for child in _children(node)]
+    return found
 
 
 def _subschemas(node: dict[str, object]) -> Iterator[object]:

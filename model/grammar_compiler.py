@@ -56,6 +56,8 @@ class GrammarCompiler:
                 return compiler.compile_regex(text)
             if kind == "choice":
                 return compiler.compile_grammar(f"root ::= {' | '.join(map(_quoted, loads(text)))}")
+            if kind == "structural_tag":
+                return compiler.compile_structural_tag(text)
             assert kind == "grammar", f"{kind!r} is no kind of grammar"
             return compiler.compile_grammar(text)
         except (RuntimeError, ValueError, RecursionError) as error:

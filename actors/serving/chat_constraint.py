@@ -60,6 +60,6 @@ def _tag(function: FunctionDefinition, begin: str, end: str) -> dict[str, Any]:
     return {
         "type": "tag",
         "begin": begin % json.dumps(function.name),
-        "content": {"type": "json_schema", "json_schema": schema},
+        "content": {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1},
         "end": end,
     }

@@ -42,6 +42,7 @@ class StructuredOutputs(BaseModel):
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = Field(None, description="a grammar in EBNF")
+    structural_tag: str | None = Field(None, description="schemas between tags, as xgrammar writes them")
 
     def params(self) -> StructuredOutputsParams:
         """As a sampling parameter; raises RequestError unless exactly one is given."""
