@@ -20,7 +20,7 @@ from .chat_prompt import chat_prompt
 from .chat_protocol import ChatRequest
 from .errors import refused
 from .fields import only_one
-from .service import Job, Service
+from .service import Job, Service, offloaded
 from .streams import DONE, EventStream, sse, until_gone
 from .usage import usage_of
 
@@ -30,9 +30,8 @@ async def chat_completions(service: Service, request: Request) -> Response:
     body = await service.parse(request, ChatRequest)
     service.check_model(body.model)
     params = _params(body, service)
-    job = await service.job(
-        "/v1/chat/completions", [_prompt(body, service, params)], params, body.request_id, "chatcmpl", False
-    )
+    prompt = await offloaded(request, lambda: _prompt(body, service, params))
+    job = await service.job(request, [prompt], params, body.request_id, "chatcmpl")
     reply = _Reply(service, body, job)
     if body.stream:
         return await EventStream.start(request.receive, reply.chunks())
@@ -83,7 +82,7 @@ class _Reply:
         """The response as events; those of one step of the engine travel together."""
         async with aclosing(self._service.run(self._job)) as steps:
             async for moved in steps:
-                yield b"".join(self._chunk(output) for answer in moved for output in answer.output(delta=True).outputs)
+                yield b"".join(self._chunk(output) for answer in moved for output in answer.news())
         if self._body.wants_usage:
             yield sse(self._envelope("chat.completion.chunk", []) | {"usage": usage_of(self._job.answers).model_dump()})
         yield DONE

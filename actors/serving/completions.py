@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from ...configs.sampling import SamplingParams
 from ..answer import Answer
-from ..outputs import CompletionOutput, PositionLogprobs, RequestOutput
+from ..outputs import CompletionOutput, PositionLogprobs
 from ..prompts import Prompt
 from .completion_protocol import CompletionLogprobs, CompletionRequest, Usage
 from .fields import only_one
@@ -101,19 +101,18 @@ class _Reply:
         return sse(chunk)
 
     def _outputs(self, answer: Answer) -> Sequence[CompletionOutput]:
-        return self._trimmed(answer.output())
+        return self._trimmed(answer.output().outputs)
 
     def _deltas(self, answer: Answer) -> Sequence[CompletionOutput]:
-        """Completions that have something new; bytes that are no character yet are nothing new."""
-        outputs = self._trimmed(answer.output(delta=True))
-        return [each for each in outputs if each.text or each.token_ids or each.finish_reason]
+        """What is new of the completions that have moved."""
+        return [each for each in self._trimmed(answer.news()) if each.text or each.token_ids or each.finish_reason]
 
-    def _trimmed(self, output: RequestOutput) -> Sequence[CompletionOutput]:
+    def _trimmed(self, outputs: Sequence[CompletionOutput]) -> Sequence[CompletionOutput]:
         if self._is_echo_only:
-            for each in output.outputs:
+            for each in outputs:
                 each.text, each.token_ids, each.logprobs = "", [], each.logprobs and []
                 each.finish_reason = each.finish_reason and "length"
-        return output.outputs
+        return outputs
 
     def _choice(self, answer: Answer, output: CompletionOutput) -> dict[str, Any]:
         index = answer.index * self._job.params.n + output.index

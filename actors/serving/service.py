@@ -23,11 +23,12 @@ from .metrics import FinishedRequest, ServingMetrics
 from .request_log import log_request
 from .streams import ClientGoneError
 
+T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 CheckGrammar = Callable[[str], Awaitable[str | None]]
 """The problem of a grammar's spec in words, or None."""
 
-_LONG_CHARS = 20_000  # a text beyond is encoded on another thread, so that the others' streams go on
+_LONG_BYTES = 20_000  # of a body whose text is encoded on another thread, so that the others' streams go on
 _CLIENT_GONE = 499  # the status in logs and metrics; nobody reads it
 
 
@@ -116,7 +117,7 @@ class Service:
 
     async def job(
         self,
-        endpoint: str,
+        request: Request,
         prompts: Sequence[Prompt],
         params: SamplingParams,
         request_id: str | None,
@@ -128,12 +129,8 @@ class Service:
         grammar = params.structured_outputs
         if grammar is not None and (problem := await self._check_grammar(grammar.spec)) is not None:
             raise refused(problem, "response_format")
-        num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
-        if num_chars > _LONG_CHARS:
-            answers = await asyncio.to_thread(self.engine.prepare, prompts, params, add_special_tokens)
-        else:
-            answers = self.engine.prepare(prompts, params, add_special_tokens)
-        return Job(endpoint, f"{prefix}-{request_id or answers[0].request_id}", answers, params)
+        answers = await offloaded(request, lambda: self.engine.prepare(prompts, params, add_special_tokens))
+        return Job(request.url.path, f"{prefix}-{request_id or answers[0].request_id}", answers, params)
 
     async def run(self, job: Job) -> AsyncGenerator[list[Answer]]:
         """As the engine's `run`, between admission and the request's line in the log. Raises ApiError when full."""
@@ -190,12 +187,19 @@ class Service:
                     parts.append(part)
         except TimeoutError:
             raise ApiError(408, f"the body has not come within {self.config.body_timeout_s} s") from None
+        request.state.num_bytes = size
         return b"".join(parts)
 
     def _account(self, job: Job, answer: Answer, status: int) -> None:
         record = _record(job, answer, status)
         self.metrics.finished(record)
         log_request(record)
+
+
+async def offloaded(request: Request, work: Callable[[], T]) -> T:
+    """What `work` makes of a request's text; a long one's is made beside the event loop."""
+    is_long: bool = request.state.num_bytes > _LONG_BYTES
+    return await asyncio.to_thread(work) if is_long else work()
 
 
 def _record(job: Job, answer: Answer, status: int) -> FinishedRequest:

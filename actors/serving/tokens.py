@@ -10,7 +10,7 @@ from .chat_prompt import chat_prompt
 from .chat_protocol import ChatRequest
 from .errors import ApiError, refused
 from .fields import only_one
-from .service import Service
+from .service import Service, offloaded
 from .token_protocol import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -40,7 +40,7 @@ async def tokenize(service: Service, request: Request) -> Response:
     """Text, or a conversation in the chat template, as token ids."""
     body = await service.parse(request, TokenizeRequest)
     service.check_model(body.model)
-    ids = _encode(service, body)
+    ids = await offloaded(request, lambda: _encode(service, body))
     response = TokenizeResponse(count=len(ids), max_model_len=service.engine.limits.max_model_len, tokens=ids)
     if body.return_token_strs:
         response.token_strs = [service.tokenizer.piece(token_id) for token_id in ids]
@@ -55,7 +55,7 @@ async def detokenize(service: Service, request: Request) -> Response:
     for token_id in body.tokens:
         if not 0 <= token_id < vocab_size:
             raise refused(f"tokens holds {token_id}; ids go from 0 to {vocab_size - 1}", "tokens")
-    text = service.tokenizer.decode(body.tokens, skip_special_tokens=False)
+    text = await offloaded(request, lambda: service.tokenizer.decode(body.tokens, skip_special_tokens=False))
     return JSONResponse(DetokenizeResponse(prompt=text).model_dump())
 
 
