@@ -25,9 +25,7 @@ async def completions(service: Service, request: Request) -> Response:
     body = await service.parse(request, CompletionRequest)
     service.check_model(body.model)
     params = _params(body, service.engine.default_sampling_params)
-    job = await service.job(
-        "/v1/completions", _prompts(body), params, body.request_id, "cmpl", _adds_special_tokens(body)
-    )
+    job = await service.job(request, _prompts(body), params, body.request_id, "cmpl", _adds_special_tokens(body))
     reply = _Reply(service, body, job)
     if body.stream:
         return await EventStream.start(request.receive, reply.chunks())
