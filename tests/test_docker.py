@@ -20,6 +20,8 @@ from ray._common.usage.usage_constants import USAGE_STATS_ENABLED_ENV_VAR
 from ray._private.authentication.authentication_token_setup import AUTH_MODE_ENV_VAR
 
 from penstock.configs.engine import EngineConfig
+from penstock.configs.load import load_configs
+from penstock.configs.serving import ServeConfig
 
 from .dockerfiles import DOCKER, IMAGES, build_arguments, context, stages
 from .test_architecture import ROOT
@@ -27,7 +29,7 @@ from .test_packaging import PACKAGE_FILES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve's own, about pydantic
-    from ray.scripts.scripts import start as ray_start
+    from ray.scripts.scripts import start
     from ray.serve.schema import ServeDeploySchema
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -39,8 +41,8 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 NVIDIA_VARIABLES = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}  # read by the container toolkit
 KNOWN_VARIABLES = {AUTH_MODE_ENV_VAR, USAGE_STATS_ENABLED_ENV_VAR, *NVIDIA_VARIABLES}
-SERVE_FLAGS = {*EngineConfig.model_fields, "host", "port", "api_key_file"}
-RAY_START_FLAGS = {flag for parameter in ray_start.params for flag in parameter.opts}
+SERVE_FLAGS = {*EngineConfig.model_fields, *ServeConfig.model_fields} - {"model"}
+RAY_START_FLAGS = {flag for parameter in start.params for flag in parameter.opts}
 PORT = "8000"
 
 
@@ -63,26 +65,20 @@ def check_serve(words: list[str]) -> dict[str, str]:
     return flags
 
 
-def check_ray_start(words: list[str]) -> dict[str, str]:
-    """A `ray start …`; its flags."""
-    assert words[:2] == ["ray", "start"]
-    flags = flags_of(words)
-    assert set(flags) <= RAY_START_FLAGS
-    return flags
-
-
-def script(service: str) -> list[str]:
-    """The lines of a service's shell script."""
+def commands(service: str) -> list[str]:
+    """The lines of a service's shell script, continued ones joined."""
     shell, option, text = SERVICES[service]["command"]
     assert (shell, option) == ("sh", "-ec")
     subprocess.run([shell, "-n", "-c", text], check=True)
-    return str(text).splitlines()
+    return str(text).replace("\\\n", "").splitlines()
 
 
-def inner_python() -> str:
-    """The Python between the lines of the head's script."""
-    (code,) = re.findall(r"<<'END'\n(.*?)\nEND\n", SERVICES["head"]["command"][2], re.DOTALL)
-    return str(code)
+def ray_start(service: str) -> dict[str, str]:
+    """The flags of a service's `ray start`, all of which Ray knows."""
+    (line,) = (line for line in commands(service) if "ray start" in line)
+    flags = flags_of(shlex.split(line))
+    assert set(flags) <= RAY_START_FLAGS
+    return flags
 
 
 def test_every_stage_stands_on_one_pinned_python_or_on_a_stage_before_it() -> None:
@@ -204,21 +200,18 @@ def test_services_are_built_from_the_image_and_publish_the_servers_port_to_this_
     assert "ports" in SERVICES["head"]
 
 
-def test_the_worker_joins_the_head_and_together_they_have_the_cpus_that_the_server_waits_for() -> None:
-    head_script = script("head")
-    head = check_ray_start(shlex.split(head_script[0]))
-    worker = check_ray_start([str(word) for word in SERVICES["worker"]["command"]])
+def test_the_worker_joins_the_head_and_the_server_waits_for_a_cpu_in_each() -> None:
+    head, worker = ray_start("head"), ray_start("worker")
     assert worker["--address"] == f"head:{head['--port']}"
     assert "--block" in worker
-    assert SERVICES["worker"]["depends_on"]["head"]["condition"] == "service_started"  # healthy only with the worker
+    assert SERVICES["head"]["depends_on"]["worker"]["condition"] == "service_started"  # healthy only with the head
     num_cpus = int(head["--num-cpus"]) + int(worker["--num-cpus"])
-    ast.parse(inner_python())
-    assert f'.get("CPU", 0) < {num_cpus}:' in inner_python()
-    serve = shlex.split(head_script[-1])
-    assert serve[0] == "exec"
-    flags = check_serve(serve[1:])
-    assert flags["--ray-address"] == "auto"
-    assert int(flags["--pipeline-parallel-size"]) == 2 < num_cpus
+    (waits,) = re.findall(r"<<'END'\n(.*?)\nEND\n", SERVICES["head"]["command"][2], re.DOTALL)
+    ast.parse(waits)
+    assert f'.get("CPU", 0) < {num_cpus}:' in waits
+    flags = check_serve(shlex.split(commands("head")[-1].removeprefix("exec ")))
+    assert (flags["--ray-address"], flags["--ingress"]) == ("auto", "proxy")
+    assert int(flags["--pipeline-parallel-size"]) == num_cpus
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -227,7 +220,7 @@ def test_health_is_asked_with_what_the_image_has(service: str) -> None:
     assert check["test"][:3] == ["CMD", "python", "-c"]
     ast.parse(check["test"][3])
     assert set(check) == {"test", "interval", "timeout", "retries", "start_period"}
-    port = PORT if service == "head" else check_ray_start(SERVICES[service]["command"])["--node-manager-port"]
+    port = PORT if service == "head" else ray_start(service)["--node-manager-port"]
     assert port in check["test"][3]
 
 
@@ -237,10 +230,10 @@ def test_kuberays_manifest_names_an_application_that_serve_takes() -> None:
     serve = ServeDeploySchema.model_validate(yaml.safe_load(manifest["spec"]["serveConfigV2"]))
     (application,) = serve.applications
     assert application.import_path == "penstock.actors.app:build"
-    config = EngineConfig(**application.args)
+    config, _ = load_configs(**application.args)
     cluster = manifest["spec"]["rayClusterConfig"]
     assert f"ray=={cluster['rayVersion']}" in map(str, CONSTRAINTS)
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     assert all(f"--{name}" in RAY_START_FLAGS for group in groups for name in group["rayStartParams"])
-    assert sum(int(group["rayStartParams"]["num-cpus"]) for group in groups) > config.world_size
+    assert sum(int(group["rayStartParams"]["num-cpus"]) for group in groups) == config.world_size
     assert {box["image"] for group in groups for box in group["template"]["spec"]["containers"]} == {"penstock:cpu"}
