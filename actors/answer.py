@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ..configs.sampling import RequestOutputKind
 from ..scheduler.messages import NewRequest, TokenEvent
 from .completion import Completion, position_logprobs
-from .outputs import PositionLogprobs, RequestMetrics, RequestOutput
+from .outputs import CompletionOutput, PositionLogprobs, RequestMetrics, RequestOutput
 from .prompts import Encoded
 from .tokenizer import Tokenizer
 
@@ -84,6 +84,10 @@ class Answer:
             num_cached_tokens=self.num_cached_tokens,
             error=self.error,
         )
+
+    def news(self) -> list[CompletionOutput]:
+        """What each completion that has moved has gained since the last call, or since the last delta."""
+        return [output for each in self.completions if (output := each.news()) is not None]
 
     def next_output(self) -> RequestOutput | None:
         """What a stream yields now, by the request's `output_kind`; None: nothing yet."""

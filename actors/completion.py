@@ -34,6 +34,7 @@ class Completion:
         self._num_decoded = 0  # tokens whose text is in `_text`
         self._num_hidden = 0  # tokens at the end that give no text: the one that stopped it
         self._given = (0, 0)  # tokens and characters that `delta` has handed out
+        self._has_told_end = False
 
     @property
     def finished(self) -> bool:
@@ -67,8 +68,14 @@ class Completion:
         """What there is by now; of a running completion, without what may become a stop string."""
         return self._output(0, 0, self._num_ready_chars())
 
+    def news(self) -> CompletionOutput | None:
+        """As `delta`; None where no token has come since the last call, nor the end."""
+        is_told = self._has_told_end or not self.finished
+        return None if is_told and len(self.token_ids) == self._given[0] else self.delta()
+
     def delta(self) -> CompletionOutput:
         """What has come since the last call; its cumulative_logprob is of everything."""
+        self._has_told_end = self.finished
         num_tokens, num_chars = self._given
         end = self._num_ready_chars()
         self._given = (len(self.token_ids), end)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...configs.serving import ServeConfig
-from .errors import ApiError
+from .errors import ApiError, refused
 
 
 class Admission:
@@ -24,8 +24,8 @@ class Admission:
 
     @contextmanager
     def admitted(self, num_requests: int, num_tokens: int) -> Iterator[None]:
-        """Holds so many sequences and tokens (prompts and most outputs); raises ApiError 429, or 503 while draining."""
-        self._check(num_requests, num_tokens)
+        """Holds so many sequences and tokens (prompts and most outputs); raises as `check`."""
+        self.check(num_requests, num_tokens)
         self.num_requests += num_requests
         self.num_tokens += num_tokens
         try:
@@ -34,13 +34,16 @@ class Admission:
             self.num_requests -= num_requests
             self.num_tokens -= num_tokens
 
-    def _check(self, num_requests: int, num_tokens: int) -> None:
+    def check(self, num_requests: int, num_tokens: int = 0) -> None:
+        """Raises ApiError 429 where they are too many now, 400 where they always are, and 503 while draining."""
         if self.is_draining:
             raise ApiError(503, "the server is shutting down", kind="server_error", code="draining")
         for what, held, more, limit in (
             ("requests", self.num_requests, num_requests, self._max_requests),
             ("tokens", self.num_tokens, num_tokens, self._max_tokens),
         ):
+            if more > limit:
+                raise refused(f"the request comes to {more} {what}; at most {limit} may be open together")
             if held + more > limit:
                 raise ApiError(
                     429,

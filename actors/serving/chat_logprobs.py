@@ -1,13 +1,19 @@
-"""Log-probabilities of a message's tokens, in the chat API's form."""
+"""Log-probabilities of a message's tokens, in the chat API's form, and as numbers that JSON has."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from ..outputs import CompletionOutput
 
-_LEAST = -9999.0  # JSON has no infinity; what other servers say of a token that can't come
+_LEAST = -9999.0  # what other servers say of a token that can't come
+
+
+def finite(logprob: float) -> float:
+    """JSON knows no infinity, and no number that is none."""
+    return logprob if _LEAST < logprob < math.inf else _LEAST
 
 
 def chat_logprobs(output: CompletionOutput, piece: Callable[[int], str], with_likeliest: bool) -> dict[str, Any] | None:
@@ -23,4 +29,4 @@ def chat_logprobs(output: CompletionOutput, piece: Callable[[int], str], with_li
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": max(logprob, _LEAST), "bytes": list(text.encode("utf-8", "replace"))}
+    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}

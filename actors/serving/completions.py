@@ -13,6 +13,7 @@ from ...configs.sampling import SamplingParams
 from ..answer import Answer
 from ..outputs import CompletionOutput, PositionLogprobs
 from ..prompts import Prompt
+from .chat_logprobs import finite
 from .completion_protocol import CompletionLogprobs, CompletionRequest, Usage
 from .fields import only_one
 from .service import Job, Service
@@ -64,8 +65,9 @@ class _Reply:
 
     def __init__(self, service: Service, body: CompletionRequest, job: Job) -> None:
         self._service, self._body, self._job = service, body, job
-        self._offsets: dict[int, int] = {}  # by choice: characters that came before, for text_offset
+        self._offsets: dict[int, int] = {}  # by choice: characters of the tokens that came before, for text_offset
         self._is_echo_only = bool(body.echo) and body.max_tokens == 0
+        self._echoes = [self._prompt_text(answer) for answer in job.answers] if body.echo else []
 
     def whole(self) -> dict[str, Any]:
         """The response of a request that has ended."""
@@ -115,19 +117,18 @@ class _Reply:
     def _choice(self, answer: Answer, output: CompletionOutput) -> dict[str, Any]:
         index = answer.index * self._job.params.n + output.index
         is_first = index not in self._offsets
-        start = self._offsets.setdefault(index, 0)
+        self._offsets.setdefault(index, 0)
         text, token_ids = output.text, output.token_ids
         tables: Sequence[PositionLogprobs | None] | None = output.logprobs
         if self._body.echo and is_first:
-            text = self._prompt_text(answer) + text
+            text = self._echoes[answer.index] + text
             if tables is not None and answer.prompt_logprobs is not None:
                 tables = [*answer.prompt_logprobs, *tables]
                 token_ids = [*answer.prompt.token_ids, *token_ids]
-        self._offsets[index] = start + len(text)
         choice: dict[str, Any] = {
             "index": index,
             "text": text,
-            "logprobs": None if tables is None else self._columns(tables, token_ids, start).model_dump(),
+            "logprobs": None if tables is None else self._columns(index, tables, token_ids).model_dump(),
             "finish_reason": output.finish_reason,
             "stop_reason": output.stop_reason,
         }
@@ -142,15 +143,15 @@ class _Reply:
         return self._service.tokenizer.decode(answer.prompt.token_ids) if text is None else text
 
     def _columns(
-        self, tables: Sequence[PositionLogprobs | None], token_ids: Sequence[int], start: int
+        self, index: int, tables: Sequence[PositionLogprobs | None], token_ids: Sequence[int]
     ) -> CompletionLogprobs:
         columns = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for table, token_id in zip(tables, token_ids, strict=False):
             text = self._service.engine.piece(token_id)
             columns.tokens.append(text)
-            columns.text_offset.append(start)
-            start += len(text)
-            columns.token_logprobs.append(None if table is None else _finite(table[token_id].logprob))
+            columns.text_offset.append(self._offsets[index])
+            self._offsets[index] += len(text)
+            columns.token_logprobs.append(None if table is None else finite(table[token_id].logprob))
             assert columns.top_logprobs is not None
             columns.top_logprobs.append(None if table is None else self._likeliest(table))
         if not self._body.logprobs:
@@ -158,15 +159,10 @@ class _Reply:
         return columns
 
     def _likeliest(self, table: PositionLogprobs) -> dict[str, float]:
-        return {self._service.engine.piece(other): _finite(each.logprob) for other, each in table.items()}
+        return {self._service.engine.piece(other): finite(each.logprob) for other, each in table.items()}
 
     def _usage(self) -> Usage:
         usage = usage_of(self._job.answers)
         if self._is_echo_only:
             usage.completion_tokens, usage.total_tokens = 0, usage.prompt_tokens
         return usage
-
-
-def _finite(logprob: float) -> float:
-    """JSON has no infinity; a token that can't come gets what other servers say of it."""
-    return max(logprob, -9999.0)

@@ -82,5 +82,4 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, PenstockError):
         return ApiError(503, str(error), kind="server_error")
     log.error("a request has failed", exc_info=error)
-    log.error("a request has failed", exc_info=error)
     return ApiError(500, "the server has failed to answer this request", kind="server_error")

@@ -69,11 +69,12 @@ class Job:
         """Sequences that the engine generates for it."""
         return sum(len(answer.completions) for answer in self.answers)
 
-    @property
-    def num_tokens(self) -> int:
+    def num_tokens(self, max_model_len: int) -> int:
         """The most tokens that its sequences can come to, prompts included."""
         return sum(
-            len(request.prompt_token_ids) + request.max_tokens for answer in self.answers for request in answer.requests
+            min(len(request.prompt_token_ids) + request.max_tokens, max_model_len)
+            for answer in self.answers
+            for request in answer.requests
         )
 
 
@@ -126,6 +127,7 @@ class Service:
     ) -> Job:
         """Prompts and parameters as answers to come; raises RequestError or ApiError for what can't be served."""
         self._check_bounds(prompts, params)
+        self.admission.check(len(prompts) * params.n)  # before anything is made for so many
         grammar = params.structured_outputs
         if grammar is not None and (problem := await self._check_grammar(grammar.spec)) is not None:
             raise refused(problem, "response_format")
@@ -134,7 +136,7 @@ class Service:
 
     async def run(self, job: Job) -> AsyncGenerator[list[Answer]]:
         """As the engine's `run`, between admission and the request's line in the log. Raises ApiError when full."""
-        with self.admission.admitted(job.num_sequences, job.num_tokens):
+        with self.admission.admitted(job.num_sequences, job.num_tokens(self.engine.limits.max_model_len)):
             self.metrics.arrived()
             status = 200
             try:
@@ -168,6 +170,8 @@ class Service:
         ):
             if value > limit:
                 raise refused(f"{what}: {value}, at most {limit} are allowed")
+        if params.stop_strings and self.engine.tokenizer is None:
+            raise refused("stop strings need text, and there is no tokenizer (skip_tokenizer_init)", "stop")
         if not prompts:
             raise refused("prompt is an empty list; it needs at least 1 prompt", "prompt")
 
