@@ -26,6 +26,43 @@ def sse(value: Any) -> bytes:
     return b"data: " + to_json(value) + b"\n\n"
 
 
+class ClientWatch:
+    """Cancels the task that serves a request when its client goes away, in the middle of what it waits for.
+
+    One watch for the whole request, and no task for the work itself: every hand-over between tasks waits for a turn of
+    the event loop, which is what a first token would wait for.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        """Watches from now on, for the task that runs now; its body has been read."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._num_cancelling = task.cancelling()
+        self._is_gone = self._has_ended = False
+        self._watching = asyncio.ensure_future(_gone(receive))
+        self._watching.add_done_callback(self._went)
+
+    async def during(self, work: Awaitable[T]) -> T:
+        """The work's result; raises ClientGoneError when the client has gone before."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._is_gone and self._task.uncancel() <= self._num_cancelling:
+                raise ClientGoneError from None
+            raise
+
+    def end(self) -> None:
+        """Watches no longer."""
+        self._has_ended = True
+        self._watching.cancel()
+
+    def _went(self, watching: asyncio.Future[None]) -> None:
+        if not self._has_ended and not watching.cancelled():
+            self._is_gone = True
+            self._task.cancel()
+
+
 class EventStream(Response):
     """A response of chunks that are sent as they come; a client that goes away ends their generator at once.
 
@@ -34,26 +71,32 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes]) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes], watch: ClientWatch) -> None:
         super().__init__()
         self._first = first
         self._rest = rest
+        self._watch = watch
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
 
     @classmethod
     async def start(cls, receive: Receive, chunks: AsyncGenerator[bytes]) -> EventStream:
         """Waits for the first chunk; raises what keeps it from coming, ClientGoneError among it."""
+        watch = ClientWatch(receive)
         try:
-            return cls(await until_gone(receive, anext(chunks)), chunks)
+            return cls(await watch.during(anext(chunks)), chunks, watch)
         except BaseException:
+            watch.end()
             await chunks.aclose()
             raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._rest):
-            with suppress(ClientGoneError):
-                await until_gone(receive, self._send_all(send))
+            try:
+                with suppress(ClientGoneError):
+                    await self._watch.during(self._send_all(send))
+            finally:
+                self._watch.end()
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -72,18 +115,11 @@ async def _send(send: Send, chunk: bytes) -> None:
 
 async def until_gone(receive: Receive, work: Awaitable[T]) -> T:
     """The work's result; cancels it and raises ClientGoneError when the client disconnects first."""
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    watch = ClientWatch(receive)
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGoneError
+        return await watch.during(work)
     finally:
-        for task in (working, watching):
-            if not task.done():
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        watch.end()
 
 
 async def _gone(receive: Receive) -> None:
