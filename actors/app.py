@@ -10,6 +10,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from ..configs.engine import EngineConfig
 from ..configs.load import load_configs
@@ -17,6 +18,7 @@ from ..configs.serving import ServeConfig
 from .serving.prefix_router import PrefixAwareRouter
 from .serving.replica import EngineReplica, FrontReplica, Replica
 
+LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)  # of Serve; each request has a line of ours
 _END_S = 5.0  # for the engine's end, behind the draining
 _UNBOUNDED = 1_000_000  # requests: the API itself refuses what is too much, with 429
 
@@ -44,6 +46,7 @@ def _options(serving: ServeConfig, node_id: str | None) -> dict[str, Any]:
     place = {} if node_id is None else {"label_selector": {"ray.io/node-id": node_id}}
     return {
         "ray_actor_options": {"num_cpus": 0, **place},  # the engine's workers take what it needs
+        "logging_config": LOGGING,
         "max_ongoing_requests": _UNBOUNDED,
         "max_constructor_retry_count": 1,  # what keeps an engine from starting keeps the next one too
         "graceful_shutdown_wait_loop_s": 0.1,

@@ -1,8 +1,8 @@
 """Takes an application away when the process that deployed it has ended, however that came.
 
 Serve's actors outlive their driver. A lease, an actor that ends with the driver, tells whether it lives; the custodian,
-which outlives it as well, looks at the lease, and at the end removes the application, Serve if it was started for it,
-and itself.
+which outlives it as well, looks at the lease, and at the end removes the application, Serve if it was started for it
+and serves nobody else, and itself.
 """
 
 from __future__ import annotations
@@ -15,16 +15,27 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..errors import ClusterError
 from .cluster import NAMESPACE, this_place
-from .logs import speak
+from .logs import hush_serve, speak
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_END_TIMEOUT_S = 60.0
+_ANSWER_S = 60.0
+
+
+def take_away(app_name: str, ends_serve: bool) -> None:
+    """Removes an application, waiting for the requests that its settings let finish, and Serve if it has no other."""
+    with suppress(RayError, RayServeException):  # Serve has ended by itself
+        while app_name in serve.status().applications:
+            with suppress(TimeoutError):  # requests that run may take longer than Serve waits at once
+                serve.delete(app_name)
+        if ends_serve and not serve.status().applications:
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 class _Lease:
@@ -40,6 +51,7 @@ class _Custodian:
 
     def __init__(self, app_name: str, ends_serve: bool) -> None:
         speak()
+        hush_serve()
         self._app_name = app_name
         self._ends_serve = ends_serve
         self._lock = threading.Lock()
@@ -57,18 +69,14 @@ class _Custodian:
 
     def _end(self) -> None:
         with self._lock:
-            if self._has_ended:
-                return
-            with suppress(RayError):
-                serve.delete(self._app_name)
-            if self._ends_serve:
-                serve.shutdown()  # type: ignore[no-untyped-call]
-            self._has_ended = True
+            if not self._has_ended:
+                take_away(self._app_name, self._ends_serve)
+                self._has_ended = True
 
     def _watch(self, lease: Any) -> None:
         while not self._has_ended:
             try:
-                ray.get(lease.renew.remote(), timeout=_END_TIMEOUT_S)
+                ray.get(lease.renew.remote(), timeout=_ANSWER_S)
             except RayActorError:
                 break
             except RayError as error:
@@ -85,7 +93,8 @@ CustodianActor = ray.remote(_Custodian)
 class Custody:
     """The driver's side. Raises ClusterError when the application has a custodian already."""
 
-    def __init__(self, app_name: str, ends_serve: bool) -> None:
+    def __init__(self, app_name: str, ends_serve: bool, end_timeout_s: float) -> None:
+        self._end_timeout_s = end_timeout_s
         self._lease: Any = Lease.options(num_cpus=0).remote()
         node_id = this_place().node.partition(":")[0]
         options = CustodianActor.options(
@@ -105,7 +114,7 @@ class Custody:
 
     def end(self) -> None:
         """Removes the application and waits for that."""
-        with suppress(RayActorError):
-            ray.get(self._custodian.end.remote(), timeout=_END_TIMEOUT_S)
+        with suppress(RayError):
+            ray.get(self._custodian.end.remote(), timeout=self._end_timeout_s)
             ray.kill(self._custodian, no_restart=True)
         ray.kill(self._lease, no_restart=True)

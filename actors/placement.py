@@ -47,8 +47,8 @@ def group_name(engine_name: str) -> str:
 
 def reserve(name: str, config: EngineConfig, device: str) -> PlacementGroup:
     """The engine's placement group, ready. Raises ClusterError, saying what is missing; waits `WAIT_S` at most."""
+    check_capacity(config, device)
     bundles = stage_bundles(config, device)
-    _check_capacity(config, bundles)
     group: PlacementGroup = placement_group(bundles, strategy="PACK", name=group_name(name))
     if not group.wait(WAIT_S):
         remove_placement_group(group)
@@ -56,10 +56,14 @@ def reserve(name: str, config: EngineConfig, device: str) -> PlacementGroup:
     return group
 
 
-def _check_capacity(config: EngineConfig, bundles: list[Resources]) -> None:
-    total, request = total_resources(), _request(config, bundles)
-    if any(total.get(name, 0.0) < amount for name, amount in _sum(bundles).items()):
-        raise ClusterError(f"{request}; {_shortage(bundles, total, 'in all')}")
+def check_capacity(config: EngineConfig, device: str, num_engines: int = 1) -> None:
+    """Raises ClusterError when so many engines have no room in the cluster even if nobody else uses it."""
+    bundles, total = stage_bundles(config, device), total_resources()
+    request, needed = _request(config, bundles), bundles * num_engines
+    if num_engines > 1:
+        request = f"{num_engines} replicas: {request} each"
+    if any(total.get(name, 0.0) < amount for name, amount in _sum(needed).items()):
+        raise ClusterError(f"{request}; {_shortage(needed, total, 'in all')}")
     for name, amount in bundles[0].items():
         largest = max(node.get(name, 0.0) for node in node_resources())
         if largest < amount:

@@ -6,6 +6,7 @@ Placement group and workers are its children, so that they end with it, however 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import ray
 
+from ..configs.engine import EngineConfig
 from ..errors import EngineDeadError
 from ..scheduler.record import Recorder
 from ..scheduler.scheduler import Scheduler
@@ -32,12 +34,15 @@ from .engine_spec import (
     Surroundings,
     WorkerOffer,
 )
+from .logs import speak
 from .scheduler_settings import scheduler_config
 from .sockets import Sockets
 from .worker_port import WorkerPort
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
+
+log = logging.getLogger(__name__)
 
 _FIGURES_TIMEOUT_S = 2.0
 _TRACE_TIMEOUT_S = 30.0
@@ -48,6 +53,7 @@ class _SchedulerActor:
     """One engine. Ray calls may come on several threads."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        speak()
         place = this_place()
         self._spec = spec
         self._began_s = time.monotonic()
@@ -77,6 +83,7 @@ class _SchedulerActor:
         self._serve(ports, num_blocks)
         pids = {offer.name.pid: offer.name.node for offer in offers} | {os.getpid(): self._sockets.peer.node}
         self._info = EngineInfo(self._spec, num_blocks, self._sockets.peer, pids)
+        log.info("engine %r serves: %s", self._spec.name, _shape(self._spec.config, num_blocks))
         return self._info
 
     @ray.method
@@ -184,6 +191,11 @@ class _SchedulerActor:
         with self._lock:
             if self._crew is not None:
                 self._crew.dismiss()
+
+
+def _shape(config: EngineConfig, num_blocks: int) -> str:
+    ranks = f"{config.pipeline_parallel_size} stages of {config.tensor_parallel_size} ranks"
+    return f"{ranks} on {config.device}, {num_blocks} blocks of {config.block_size} tokens"
 
 
 def _stage_figures(port: WorkerPort, totals: StageTotals | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ actors outlive that process; a custodian waits for its end, however it comes, an
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from types import TracebackType
 
 import ray
@@ -20,15 +21,18 @@ from ..configs.engine import EngineConfig
 from ..configs.model_config import read_model_config
 from ..configs.serving import ServeConfig
 from ..errors import EngineDeadError
-from .app import application
-from .cluster import ensure_ray
-from .custodian import Custody
+from .app import LOGGING, application
+from .cluster import Cluster, ensure_ray, this_place, total_resources
+from .custodian import Custody, take_away
+from .logs import hush_serve
+from .placement import check_capacity, resolve_device
 from .scheduler_settings import max_model_len
 from .serving.auth import load_keys
 from .serving.http_server import check_port
 
 SERVE_NAMESPACE = "serve"
 _MAX_CHARS = 2000
+_END_S = 60.0  # for the application's end, behind the draining
 
 
 class Server:
@@ -39,8 +43,9 @@ class Server:
         self._config, self._serving = config, serving
         max_model_len(config, read_model_config(config.model))
         load_keys(serving.api_key_file)
-        check_port(serving.host, serving.port)
-        self._custody: Custody | None = None
+        if serving.ingress == "direct":
+            check_port(serving.host, serving.port)
+        self._begun = ExitStack()  # what has to be ended, the last first
 
     @property
     def url(self) -> str:
@@ -54,47 +59,50 @@ class Server:
             application = serve.status().applications.get(self._serving.app_name)
         except (RayError, RayServeException) as error:
             raise EngineDeadError(f"Ray Serve has died: {error}") from None
-        if application is None or application.status is ApplicationStatus.DEPLOY_FAILED:
-            raise EngineDeadError(f"the application has failed: {application and application.message}")
+        if application is None:
+            raise EngineDeadError(f"the application {self._serving.app_name!r} has been taken away")
+        if application.status is ApplicationStatus.DEPLOY_FAILED:
+            raise EngineDeadError(f"the application has failed: {application.message}")
 
     def __enter__(self) -> Server:
         config, serving = self._config, self._serving
-        num_workers = config.world_size * serving.num_replicas
-        self._cluster = ensure_ray(config.ray_address, config.num_cpus, num_workers, shows_logs=True)
-        try:
-            self._start()
-        except BaseException:
-            self._end()
-            raise
+        hush_serve()
+        with ExitStack() as begun:
+            num_workers = config.world_size * serving.num_replicas
+            cluster = ensure_ray(config.ray_address, config.num_cpus, num_workers, shows_logs=True)
+            begun.callback(cluster.close)
+            self._start(cluster, begun)
+            self._begun = begun.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self._begun.close()
 
-    def _start(self) -> None:
+    def _start(self, cluster: Cluster, begun: ExitStack) -> None:
         serving = self._serving
         is_direct = serving.ingress == "direct"
-        had_serve = _serve_runs()
-        if not self._cluster.started_here:
-            self._custody = Custody(serving.app_name, ends_serve=not had_serve)
+        check_capacity(self._config, resolve_device(self._config, total_resources()), serving.num_replicas)
+        if cluster.started_here:
+            begun.callback(take_away, serving.app_name, ends_serve=False)  # which ends with the cluster
+        else:
+            custody = Custody(serving.app_name, not _serve_runs(), serving.drain_timeout_s + _END_S)
+            begun.callback(custody.end)
         serve.start(
             proxy_location=ProxyLocation.Disabled if is_direct else ProxyLocation.EveryNode,
             http_options=HTTPOptions(host=serving.host, port=serving.port),
+            logging_config=LOGGING,
         )
+        node_id = this_place().node.partition(":")[0] if is_direct else None
         try:
-            serve.run(application(self._config, serving), name=serving.app_name, route_prefix="/")
-        except RuntimeError as error:
-            raise EngineDeadError(f"the server can't start: {_reason(str(error))}") from None
-
-    def _end(self) -> None:
-        if self._custody is not None:
-            self._custody.end()
-        elif ray.is_initialized():
-            serve.delete(self._serving.app_name)
-            serve.shutdown()  # type: ignore[no-untyped-call]
-        self._cluster.close()
+            serve.run(
+                application(self._config, serving, node_id),
+                name=serving.app_name,
+                route_prefix=None if is_direct else "/",
+            )
+        except (RuntimeError, RayServeException) as error:
+            raise EngineDeadError(f"the server can't start: {_reason(serving.app_name, str(error))}") from None
 
 
 def _serve_runs() -> bool:
@@ -103,7 +111,12 @@ def _serve_runs() -> bool:
     return any(actor["namespace"] == SERVE_NAMESPACE for actor in actors)
 
 
-def _reason(message: str) -> str:
-    """What a replica's constructor raised, without the way there."""
-    lines = [line for line in message.splitlines() if re.match(r"^(\w+\.)+\w*(Error|Exception)\b.*: ", line.strip())]
-    return lines[-1].strip().partition(": ")[2] if lines else " ".join(message.split())[:_MAX_CHARS]
+def _reason(app_name: str, message: str) -> str:
+    """Why the application could not be deployed: what a replica's constructor raised, else what Serve says."""
+    application = serve.status().applications.get(app_name)
+    told = [each.message for each in application.deployments.values()] if application is not None else []
+    for text in told:
+        if raised := re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception)): (.+)", text, re.MULTILINE):
+            kind, why = raised[-1]
+            return why if f".{kind}: {why}" in text else f"{kind}: {why}"
+    return " ".join(" ".join([message, *told]).split())[:_MAX_CHARS]

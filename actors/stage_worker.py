@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,14 @@ import ray
 from ..scheduler.timeline import Span, StageTotals
 from .cluster import this_place
 from .engine_spec import Surroundings, WorkerOffer, WorkerSpec
+from .logs import speak
 from .sockets import Address, Peer, Sockets
 
 if TYPE_CHECKING:
     from .stage_host import StageHost
+
+
+log = logging.getLogger(__name__)
 
 
 class _StageWorker:
@@ -28,10 +33,13 @@ class _StageWorker:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read as torch loads: a thread that spins starves its peers
         from .stage_host import StageHost
 
+        speak()
         place = this_place()
         sockets = Sockets(place.node, place.host, spec.engine.config.transport)
         self._host = StageHost(spec, sockets, engine)
-        return self._host.offer()
+        offer = self._host.offer()
+        log.info("%s of engine %r is on %s", offer.name, spec.engine.name, place.host)
+        return offer
 
     @ray.method
     def connect(self, uplink: Address) -> None:
