@@ -29,19 +29,27 @@ _PLAIN = set(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
 class GrammarCompiler:
     """For one model; threads may share it."""
 
-    def __init__(self, folder: str | None, vocab_size: int, eos_token_ids: Sequence[int], num_threads: int = 1) -> None:
+    def __init__(
+        self,
+        folder: str | None,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        num_threads: int = 1,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         """`folder` holds tokenizer.json; None: the engine runs without a tokenizer, and every grammar is refused."""
         self.vocab_size = vocab_size
         self.eos_token_ids = [token_id for token_id in eos_token_ids if 0 <= token_id < vocab_size]
         self._folder = folder
         self._num_threads = num_threads
+        self._cache_bytes = cache_bytes
         self._compiler: Compiler | None = None
         self._lock = threading.Lock()  # of the compiler's making
 
     @classmethod
     def of(cls, config: EngineConfig, model_config: ModelConfig) -> GrammarCompiler:
         """An engine's; light until the first grammar comes."""
-        folder = None if config.skip_tokenizer_init else config.model
+        folder = None if config.skip_tokenizer_init else config.tokenizer_path
         num_threads = 1 if config.device == "cpu" else 4  # a CPU's cores have the layers to compute
         return cls(folder, model_config.vocab_size, model_config.eos_token_ids, num_threads)
 
@@ -80,7 +88,7 @@ class GrammarCompiler:
         import xgrammar
 
         info = tokenizer_info(path, self.vocab_size, self.eos_token_ids)
-        return xgrammar.GrammarCompiler(info, max_threads=self._num_threads, cache_limit_bytes=CACHE_BYTES)
+        return xgrammar.GrammarCompiler(info, max_threads=self._num_threads, cache_limit_bytes=self._cache_bytes)
 
 
 def tokenizer_info(path: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> TokenizerInfo:
@@ -113,6 +121,8 @@ def _quoted(text: str) -> str:
 
 def _words(error: BaseException) -> str:
     """An error's first line without the place in xgrammar's source."""
+    if "bad_alloc" in str(error):
+        return "it takes too much memory"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     head, mark, tail = lines[0].partition(".cc:")
     return (tail.partition(": ")[2] if mark and head else lines[0])[:500]

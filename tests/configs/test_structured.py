@@ -23,6 +23,7 @@ SCHEMA: dict[str, Any] = {"type": "object", "properties": {"b": {"type": "intege
         ({"json_object": False, "regex": "a+"}, "regex\na+"),
         ({"choice": ["yes", "no\n"]}, 'choice\n["yes", "no\\n"]'),
         ({"grammar": 'root ::= "a"'}, 'grammar\nroot ::= "a"'),
+        ({"structural_tag": '{"type":"x"}'}, 'structural_tag\n{"type":"x"}'),
     ],
 )
 def test_a_kind_and_its_text_become_one_spec(given: dict[str, Any], spec: str) -> None:

@@ -99,6 +99,7 @@ def test_special_tokens_are_no_text(rig: SamplerRig) -> None:
         ('json\n{"type":"wrong"}', "wrong"),
         ('json\n{"type":"integer","minimum":5,"maximum":3}', "minimum greater than maximum"),
         ("regex\n(a", "regex"),
+        ('structural_tag\n{"type":"nothing"}', "structural_tag"),
         ("grammar\nroot ::= nobody", "nobody"),
         ('grammar\nother ::= "a"', "root"),
     ],
