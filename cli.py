@@ -12,7 +12,7 @@ from .actors.logs import speak
 from .errors import PenstockError
 
 COMMANDS = {
-    "bench": "measure an engine: `bench throughput` runs a workload and says where the time went",
+    "bench": "measure an engine: `bench throughput|serve-sim` runs a workload and says where the time went",
     "generate": "answer prompts, a file of prompts, or questions that the demo model was not trained on",
     "serve": "an OpenAI endpoint over HTTP, in the foreground, on Ray Serve",
     "replay": "schedule a recorded run again and compare every plan's bytes",

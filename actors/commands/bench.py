@@ -1,28 +1,33 @@
-"""`penstock bench throughput`: a workload through an engine as `LLM` runs it; tokens a second, and where time went.
+"""`penstock bench throughput` and `bench serve-sim`: a workload through an engine in this process's cluster.
 
-The table is for people; the last line is one JSON object with the same figures.
+`throughput` keeps so many requests open, as `LLM` does; with `serve-sim` they come at their own times, as clients'
+requests do. Tokens a second, latencies, and where each stage's time went. The table is for people; the last line is one
+JSON object with the same figures.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from ...configs.sampling import SamplingParams
+from ...configs.sampling import RequestOutputKind, SamplingParams
 from ...errors import RequestError
 from ...scheduler.timeline import StageTotals
-from ..llm import LLM
+from ..async_engine import AsyncEngine
+from ..llm import LLM, connect
 from ..outputs import RequestOutput
 from ..prompts import Prompt
 from .flags import Parser, add_settings, engine_config
 from .workloads import WORKLOADS, Request, make_workload
 
+_KINDS = ("throughput", "serve-sim")
 _WARM_REQUESTS, _WARM_TOKENS = 16, 32
 
 
@@ -32,7 +37,8 @@ class Figures:
 
     workload: str
     num_requests: int
-    num_at_once: int
+    num_at_once: int  # at most
+    requests_per_s: float | None  # None: as fast as others end
     ready_s: float
     seconds: float
     prompt_tokens: int
@@ -49,44 +55,51 @@ class Figures:
 def run(arguments: Sequence[str]) -> int:
     """The command's exit status."""
     kind, *rest = list(arguments) or ["--help"]
-    if kind != "throughput":
-        print("usage: penstock bench throughput [MODEL] [options]; --help lists them", file=sys.stderr)
+    if kind not in _KINDS:
+        print(f"usage: penstock bench {'|'.join(_KINDS)} [MODEL] [options]; --help lists them", file=sys.stderr)
         return 0 if kind in ("-h", "--help") else 2
-    parsed = _parser().parse(rest)
+    parsed = _parser(kind).parse(rest)
+    rate = float(parsed.request_rate) if kind == "serve-sim" else None
     start_s = time.monotonic()
     with LLM.from_config(engine_config(parsed)) as llm:
         ready_s = time.monotonic() - start_s
-        requests = make_workload(parsed.workload, parsed.num_requests, llm.limits.vocab_size)
+        requests = make_workload(parsed.workload, parsed.num_requests, llm.limits.vocab_size, rate)
         _warm(llm, requests)
-        figures = measure(llm, parsed.workload, requests, parsed.at_once or len(requests))
-        figures.ready_s = ready_s
+        at_once = len(requests) if rate else parsed.at_once or len(requests)
+        figures = measure(llm, lambda: _answers(llm, requests, at_once) if rate is None else _arriving(llm, requests))
+    figures.workload, figures.ready_s, figures.num_at_once = parsed.workload, ready_s, at_once
+    figures.requests_per_s = rate
     print(_table(figures))
     print(json.dumps(asdict(figures)))
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="penstock bench throughput", description=__doc__, usage="%(prog)s [MODEL] [options]")
+def _parser(kind: str) -> Parser:
+    parser = Parser(prog=f"penstock bench {kind}", description=__doc__, usage="%(prog)s [MODEL] [options]")
     what = parser.add_argument_group("workload")
     what.add_argument("--workload", choices=sorted(WORKLOADS), default="chat", help="lengths of prompts and answers")
     what.add_argument("--num-requests", type=int, default=512, metavar="N", help="requests in all (default 512)")
-    what.add_argument("--at-once", type=int, metavar="N", help="requests open at a time (default all)")
+    if kind == "serve-sim":
+        what.add_argument("--request-rate", type=float, default=40.0, metavar="X", help="a second (default 40)")
+    else:
+        what.add_argument("--at-once", type=int, metavar="N", help="requests open at a time (default all)")
     add_settings(parser)
     return parser
 
 
-def measure(llm: LLM, name: str, requests: Sequence[Request], at_once: int) -> Figures:
-    """Runs the requests, greedily and past any end token, and reads the engine's figures before and after."""
+def measure(llm: LLM, answers: Callable[[], list[RequestOutput]]) -> Figures:
+    """Runs the requests and reads the engine's figures before and after."""
     before, start_s = llm.stats(), time.monotonic()
-    outputs = _answers(llm, requests, at_once)
+    outputs = answers()
     seconds = time.monotonic() - start_s
     after = llm.stats()
     num_tokens = sum(output.num_generated_tokens for output in outputs)
     stages = [_stage(*pair) for pair in zip(before["stages"], after["stages"], strict=True)]
     return Figures(
-        workload=name,
+        workload="",
         num_requests=len(outputs),
-        num_at_once=at_once,
+        num_at_once=0,
+        requests_per_s=None,
         ready_s=0.0,
         seconds=seconds,
         prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
@@ -105,7 +118,30 @@ def _answers(llm: LLM, requests: Sequence[Request], at_once: int) -> list[Reques
     asked: list[tuple[Prompt | RequestError, SamplingParams]] = [
         (each.prompt_token_ids, _params(each.max_tokens)) for each in requests
     ]
-    outputs = [output for _, output in llm.complete(asked, at_once)]
+    return _told([output for _, output in llm.complete(asked, at_once)])
+
+
+def _arriving(llm: LLM, requests: Sequence[Request]) -> list[RequestOutput]:
+    """The answers to requests that come at their own times."""
+
+    async def answer(engine: AsyncEngine, request: Request) -> RequestOutput:
+        await asyncio.sleep(request.arrival_s)
+        async for output in engine.generate(request.prompt_token_ids, _params(request.max_tokens)):
+            last = output
+        return last
+
+    async def answer_all() -> list[RequestOutput]:
+        engine = connect(llm.name)
+        try:
+            return list(await asyncio.gather(*(answer(engine, request) for request in requests)))
+        finally:
+            engine.close()
+
+    return _told(asyncio.run(answer_all()))
+
+
+def _told(outputs: list[RequestOutput]) -> list[RequestOutput]:
+    """The outputs, and a line about those that failed."""
     failed = [output.error for output in outputs if output.error is not None]
     if failed:
         print(f"penstock: {len(failed)} of {len(outputs)} requests failed: {failed[0]}", file=sys.stderr)
@@ -113,7 +149,9 @@ def _answers(llm: LLM, requests: Sequence[Request], at_once: int) -> list[Reques
 
 
 def _params(max_tokens: int) -> SamplingParams:
-    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    return SamplingParams(
+        temperature=0.0, max_tokens=max_tokens, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY
+    )
 
 
 def _warm(llm: LLM, requests: Sequence[Request]) -> None:
@@ -139,8 +177,10 @@ def _median_and_p99(seconds: Sequence[float | None]) -> list[float]:
 
 
 def _table(figures: Figures) -> str:
+    rate = figures.requests_per_s
+    pace = f"{rate:g} a second" if rate else f"{figures.num_at_once} at once"
     rows = {
-        "workload": f"{figures.workload}, {figures.num_requests} requests, {figures.num_at_once} at once",
+        "workload": f"{figures.workload}, {figures.num_requests} requests, {pace}",
         "ready after": f"{figures.ready_s:.1f} s",
         "output tokens/s": f"{figures.output_tokens_per_s:.0f} ({figures.output_tokens} in {figures.seconds:.2f} s)",
         "TTFT, TPOT": f"{figures.ttft_ms} ms, {figures.tpot_ms} ms (median, p99)",

@@ -84,7 +84,7 @@ def test_flags_are_the_settings() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["serv"], 2, "unknown command 'serv'; there are bench, generate, replay"),
+        (["servant"], 2, "unknown command 'servant'; there are bench, generate, serve, replay"),
         (["generate", "--max-num-seq", "4"], 2, "unknown flag 'max-num-seq'; did you mean 'max-num-seqs'?"),
         (["generate", "demo", "more"], 2, "unexpected argument 'more'"),
         (["generate", "--pipeline-layer-partition", "a"], 2, "'a' is no list of integers"),

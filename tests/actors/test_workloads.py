@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from penstock.actors.commands.bench import run
@@ -33,3 +36,18 @@ def test_a_vocabulary_too_small_is_refused() -> None:
 def test_bench_says_how_it_is_used() -> None:
     assert run([]) == 0
     assert run(["faster"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [["throughput", "--at-once", "3"], ["serve-sim", "--request-rate", "50"]])
+def test_bench_runs_every_request_and_says_where_time_went(
+    kind: list[str], tiny_folder: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((Path(tiny_folder) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 4096, "max_position_embeddings": 4096}))
+    engine = ["--load-format", "dummy", "--skip-tokenizer-init", "--num-cpus", "2", "--pipeline-parallel-size", "2"]
+    assert run([kind[0], str(tmp_path), *kind[1:], "--num-requests", "6", *engine]) == 0
+    figures = json.loads(capfd.readouterr().out.splitlines()[-1])
+    requests = make_workload("chat", 6, 4096)
+    assert figures["output_tokens"] == sum(each.max_tokens for each in requests)
+    assert [0 < stage["busy"] <= 1 for stage in figures["stages"]] == [True, True]
