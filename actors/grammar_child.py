@@ -26,11 +26,11 @@ def main(folder: str, vocab_size: str, memory_bytes: str) -> None:
     os.dup2(2, 1)  # whatever libraries print is no verdict
     specs: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read, args=(specs,), daemon=True).start()
-    compiler = GrammarCompiler(
-        folder, int(vocab_size), [0], cache_bytes=1
-    )  # nothing is sampled: any token may be the end
+    end = 0  # nothing is sampled here, so that any token may be the end
+    compiler = GrammarCompiler(folder, int(vocab_size), [end], cache_bytes=1)
     _problem_of(compiler, "regex\na")  # loads the libraries
     _bound_memory(int(memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     print("ready", file=verdicts, flush=True)
     while True:
         print(dumps(_problem_of(compiler, specs.get())), file=verdicts, flush=True)

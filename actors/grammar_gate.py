@@ -124,3 +124,4 @@ class GrammarGate:
         if child is not None:
             with suppress(ProcessLookupError):
                 child.kill()
+            child._transport.close()  # type: ignore[attr-defined]  # the pipes, which nothing public closes

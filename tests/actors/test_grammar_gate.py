@@ -52,6 +52,7 @@ class Gate:
 
     def close(self) -> None:
         self.gate.close()
+        self.run(asyncio.sleep(0))  # the transport's own last words
         self._runner.close()
 
     @staticmethod
@@ -61,7 +62,7 @@ class Gate:
 
 @pytest.fixture(scope="module")
 def gate() -> Iterator[Gate]:
-    made = Gate(timeout_s=1.0)
+    made = Gate(timeout_s=2.0)
     yield made
     made.close()
 
@@ -80,9 +81,9 @@ def test_bad_grammars_are_told_in_words(gate: Gate, spec: str, words: str) -> No
 
 def test_what_hangs_is_ended_in_time_and_remembered_and_others_go_on(gate: Gate) -> None:
     pid = gate.gate.child_pid
-    assert gate.check(ENDLESS) == "compiling the json took more than 1 s"
+    assert gate.check(ENDLESS) == "compiling the json took more than 2 s"
     assert gate.gate.child_pid is None
-    assert gate.check(ENDLESS) == "compiling the json took more than 1 s"
+    assert gate.check(ENDLESS) == "compiling the json took more than 2 s"
     assert gate.gate.child_pid is None, "it was tried again"
     assert gate.check("regex\nx") is None
     assert gate.gate.child_pid not in (None, pid)
@@ -94,10 +95,11 @@ def test_what_crashes_the_child_is_told_to_all_who_asked(gate: Gate) -> None:
 
     async def crash() -> list[str | None]:
         asking = [asyncio.create_task(gate.gate.check(crashing)) for _ in range(3)]
-        await asyncio.sleep(0)
+        for _ in range(5):  # turns of the loop, until the child has it
+            await asyncio.sleep(0)
         asking[0].cancel()
         assert gate.gate.child_pid is not None
-        os.kill(gate.gate.child_pid, signal.SIGSEGV)
+        os.kill(gate.gate.child_pid, signal.SIGKILL)
         return await asyncio.gather(*asking[1:])
 
     assert gate.run(crash()) == ["the json is beyond what the compiler can take"] * 2
