@@ -48,6 +48,6 @@ def test_bench_runs_every_request_and_says_where_time_went(
     engine = ["--load-format", "dummy", "--skip-tokenizer-init", "--num-cpus", "2", "--pipeline-parallel-size", "2"]
     assert run([kind[0], str(tmp_path), *kind[1:], "--num-requests", "6", *engine]) == 0
     figures = json.loads(capfd.readouterr().out.splitlines()[-1])
-    requests = make_workload("chat", 6, 4096)
+    requests = make_workload("chat", 6, 4096, 50.0 if kind[0] == "serve-sim" else None)
     assert figures["output_tokens"] == sum(each.max_tokens for each in requests)
     assert [0 < stage["busy"] <= 1 for stage in figures["stages"]] == [True, True]
