@@ -94,17 +94,44 @@ def on_this_machine(step: str, root: Path) -> str:
     return step
 
 
-def penstock(root: Path, tmp_path: Path, *words: str) -> str:
-    """What the image's entry command prints, with nothing of this checkout in reach."""
-    entry = stages("Dockerfile.cpu")[-1].last("ENTRYPOINT").words[-1]
-    home = {"HOME": str(tmp_path), "PATH": f"{root}/venv/bin:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
-    return run(entry, *words, env=home, cwd=tmp_path)
+def surroundings(root: Path, home: Path) -> dict[str, str]:
+    """The variables that a container would have, with nothing of this checkout in reach."""
+    variables = dict(word.split("=", 1) for word in stages("Dockerfile.cpu")[-1].last("ENV").words)
+    return variables | {"HOME": str(home), "PATH": f"{root}/venv/bin:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
 
 
 def test_the_images_entry_command_answers(image: Path, tmp_path: Path) -> None:
-    assert penstock(image, tmp_path, "generate", "demo", "--prompt", QUESTION).strip() == "42"
+    entry = stages("Dockerfile.cpu")[-1].last("ENTRYPOINT").words[-1]
+    answer = run(entry, "generate", "demo", "--prompt", QUESTION, env=surroundings(image, tmp_path), cwd=tmp_path)
+    assert answer.strip() == "42"
     (kernels,) = (tmp_path / ".cache" / "penstock").glob("*.so")
     assert kernels.stat().st_size > 0
+
+
+def test_the_images_default_command_serves_and_its_health_check_says_so(image: Path, tmp_path: Path) -> None:
+    final, port, log = stages("Dockerfile.cpu")[-1], str(free_port()), tmp_path / "log"
+    serve = [word.replace("8000", port) for word in (final.last("ENTRYPOINT").words[-1], *final.last("CMD").words)]
+    check = json.loads(final.last("HEALTHCHECK").value.removeprefix("CMD ").replace("8000", port))
+    environment = surroundings(image, tmp_path)
+    with log.open("wb") as output:
+        server = subprocess.Popen(serve, env=environment, cwd=tmp_path, stdout=output, stderr=output)
+    try:
+        wait_for("penstock: serves ", log, server)
+        run(*check, env=environment, cwd=tmp_path)
+    finally:
+        server.terminate()
+        status = server.wait(30)
+    assert status == 0
+    assert subprocess.run(check, env=environment, cwd=tmp_path, capture_output=True, check=False).returncode == 1
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until the process has said it; fails when it ends first, or takes minutes."""
+    deadline_s = time.monotonic() + 150
+    while text not in (said := log.read_text()):
+        assert process.poll() is None, said
+        assert time.monotonic() < deadline_s, said
+        time.sleep(0.5)
 
 
 def test_the_image_holds_the_cpus_torch_and_masks_tokens_without_triton(image: Path, tmp_path: Path) -> None:
@@ -147,7 +174,9 @@ class Containers:
         programs = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         environment = os.environ | SERVICES[service]["environment"] | programs
         with (self.folder / service).open("wb") as output:
-            process = subprocess.Popen(self.command(service), env=environment, cwd=self.folder, stdout=output)
+            process = subprocess.Popen(
+                self.command(service), env=environment, cwd=self.folder, stdout=output, stderr=output
+            )
         self._processes.append(process)
         return process
 
@@ -191,11 +220,8 @@ def test_the_services_form_a_cluster_that_serves_whichever_starts_first(containe
     worker = containers.start("worker")  # waits for the head
     head = containers.start("head")  # waits for the worker
     url = f"http://127.0.0.1:{containers.http_port}"
-    deadline_s = time.monotonic() + 150
-    while not is_healthy(url):
-        assert head.poll() is None, (containers.folder / "head").read_text()
-        assert time.monotonic() < deadline_s
-        time.sleep(0.5)
+    wait_for("penstock: serves ", containers.folder / "head", head)
+    assert httpx.get(f"{url}/health", timeout=4).status_code == 200
     question = {"model": "demo", "prompt": QUESTION, "temperature": 0, "max_tokens": 8}
     answer = httpx.post(f"{url}/v1/completions", json=question, timeout=60).raise_for_status()
     assert answer.json()["choices"][0]["text"].strip() == "42"
@@ -203,10 +229,3 @@ def test_the_services_form_a_cluster_that_serves_whichever_starts_first(containe
     head.terminate()
     assert head.wait(20) == 0
     assert worker.poll() is None
-
-
-def is_healthy(url: str) -> bool:
-    """What the head's health check asks."""
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/health", timeout=4).status_code == 200
-    return False
