@@ -29,6 +29,7 @@ class EngineHost:
         self.metrics = metrics
         self._handle = handle
         self._healthy_until_s = 0.0
+        self._failure: str | None = None  # at the last look
         self._observing = asyncio.create_task(self._observe_now_and_then())
 
     @classmethod
@@ -45,8 +46,17 @@ class EngineHost:
     async def check_health(self) -> None:
         """Raises EngineDeadError when the engine is dead or hung."""
         if time.monotonic() >= self._healthy_until_s:
-            await self.engine.health()
-            self._healthy_until_s = time.monotonic() + _HEALTH_S
+            try:
+                await self.engine.health()
+            except EngineDeadError as error:
+                self._failure = str(error)
+                raise
+            self._healthy_until_s, self._failure = time.monotonic() + _HEALTH_S, None
+
+    def check_last_look(self) -> None:
+        """Raises EngineDeadError when the engine is known to be dead, without asking it."""
+        if self._failure is not None or self.engine.is_dead:
+            raise EngineDeadError(self._failure or f"engine {self.engine.name!r} has ended")
 
     async def exposition(self) -> str:
         """The figures of this moment, as Prometheus reads them; the engine's last ones when it doesn't answer."""

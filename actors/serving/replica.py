@@ -8,21 +8,27 @@ and drains by requests in flight; tokens go from the engine straight to the fron
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ...configs.engine import EngineConfig
 from ...configs.serving import ServeConfig
 from ..logs import speak
+from ..ray_errors import first_line
 from .engine_host import EngineHost
 from .front import Front
 from .metric_merge import merge_expositions
 from .metrics import ServingMetrics
 from .routed_engine import RoutedEngine
+
+log = logging.getLogger(__name__)
 
 _GATHER_S = 10.0
 
@@ -68,7 +74,11 @@ class EngineReplica:
         self._has_ended = False
 
     async def hold(self, prefix: Sequence[bytes]) -> AsyncGenerator[str]:
-        """The engine's name, for as long as the caller holds on; the router has read `prefix`."""
+        """The engine's name, for as long as the caller holds on; the router has read `prefix`.
+
+        Raises EngineDeadError when the engine was dead at the last look.
+        """
+        self._host.check_last_look()
         yield self._host.engine.name
         await asyncio.Event().wait()
 
@@ -113,7 +123,11 @@ class FrontReplica:
     async def _expositions(self) -> str:
         """The whole deployment's figures: those of HTTP here, and every engine's."""
         response = self._engines.broadcast("exposition")
-        texts = await asyncio.to_thread(lambda: response.results(timeout_s=_GATHER_S))
+        try:
+            texts = await asyncio.to_thread(lambda: response.results(timeout_s=_GATHER_S))
+        except (RayError, RayServeException, TimeoutError) as error:
+            log.warning("the engines' figures can't be had: %s", first_line(error))
+            texts = []
         return merge_expositions([self._metrics.render(), *texts])
 
 

@@ -7,24 +7,32 @@ as with any handle.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from ...configs.sampling import SamplingParams
-from ...errors import EngineDeadError
+from ...errors import EngineDeadError, PenstockError
 from ..answer import Answer
 from ..async_engine import AsyncEngine
 from ..llm import connect
 from ..prompts import Limits, Prompt
+from ..ray_errors import first_line
 from ..tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 PREFIX_CHUNK_TOKENS = 32
 MAX_PREFIX_CHUNKS = 64
 _ROUTE_TIMEOUT_S = 30.0
+_HEALTH_TIMEOUT_S = 5.0
+_RETRY_S = 0.2
 
 
 class RoutedEngine:
@@ -79,29 +87,44 @@ class RoutedEngine:
                 yield moved
 
     async def check_health(self) -> None:
-        """Raises EngineDeadError unless some engine can be had and answers."""
-        async with self._held([]) as engine:
-            await engine.health()
+        """Raises EngineDeadError unless some engine can be had."""
+        async with self._held([], _HEALTH_TIMEOUT_S):
+            pass
 
     @asynccontextmanager
-    async def _held(self, answers: Sequence[Answer]) -> AsyncIterator[AsyncEngine]:
-        held = self._engines.hold.remote(prefix_of(answers[0].prompt.token_ids) if answers else [])
+    async def _held(self, answers: Sequence[Answer], timeout_s: float = _ROUTE_TIMEOUT_S) -> AsyncIterator[AsyncEngine]:
+        """An engine, held; until Serve has noticed that one is dead its router may choose it, and is asked again."""
+        prefix = prefix_of(answers[0].prompt.token_ids) if answers else []
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            held = self._engines.hold.remote(prefix)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    engine = await self._engine(await anext(held))
+                break
+            except TimeoutError:
+                held.cancel()
+                raise EngineDeadError(f"no engine could be had within {timeout_s:g} s") from None
+            except (PenstockError, RayError, RayServeException) as error:
+                held.cancel()
+                log.warning("an engine can't be had, another is asked for: %s", first_line(error))
+                await asyncio.sleep(_RETRY_S)
+            except BaseException:
+                held.cancel()
+                raise
         try:
-            async with asyncio.timeout(_ROUTE_TIMEOUT_S):
-                name = await anext(held)
-            yield await self._engine(name)
-        except TimeoutError:
-            raise EngineDeadError(f"no engine could be had within {_ROUTE_TIMEOUT_S:g} s") from None
+            yield engine
         finally:
             held.cancel()
 
     async def _engine(self, name: str) -> AsyncEngine:
-        async with self._lock:
-            for gone in [each for each, engine in self._connected.items() if engine.is_dead]:
-                self._connected.pop(gone).close()
-            if name not in self._connected:
-                self._connected[name] = await asyncio.to_thread(connect, name)
-            return self._connected[name]
+        for gone in [each for each, engine in self._connected.items() if engine.is_dead]:
+            self._connected.pop(gone).close()
+        if name not in self._connected:
+            async with self._lock:
+                if name not in self._connected:
+                    self._connected[name] = await asyncio.to_thread(connect, name)
+        return self._connected[name]
 
 
 def prefix_of(token_ids: Sequence[int]) -> list[bytes]:
