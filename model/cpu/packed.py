@@ -1,14 +1,28 @@
 """Matrix products with weights packed once for oneDNN, and what follows a product fused into it.
 
 A plain `F.linear` repacks its weight in every call, which at 16 rows costs as much as the product itself.
+
+oneDNN makes a program for each number of rows that it meets, which takes a few milliseconds and over half a megabyte,
+and keeps a thousand. So products of many rows are filled up to one of few sizes: those of a prompt's chunks are
+otherwise all different.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _TYPICAL_ROWS = 16  # the packing is chosen for so many rows; others are served by it too
+_MAX_EXACT_ROWS = 64  # decodes, where a copy would show, are computed as they are
+
+
+def padded_rows(num_rows: int) -> int:
+    """For how many rows a product of so many is computed: at most an eighth more."""
+    if num_rows <= _MAX_EXACT_ROWS:
+        return num_rows
+    grain = 1 << (num_rows.bit_length() - 4)
+    return -(-num_rows // grain) * grain
 
 
 def can_pack(dtype: torch.dtype) -> bool:
@@ -27,6 +41,12 @@ def _pack(weight: Tensor) -> Tensor:
     return packed
 
 
+def _filled_up(x: Tensor) -> Tensor:
+    """x [T, inputs] with rows of zeros up to `padded_rows`; itself where none is missing."""
+    num_missing = padded_rows(len(x)) - len(x)
+    return F.pad(x, (0, 0, 0, num_missing)) if num_missing else x
+
+
 class PackedLinear:
     """y = x Wᵀ + b, plus a residual if there is one."""
 
@@ -37,11 +57,13 @@ class PackedLinear:
         self._sum = torch.ops.mkldnn._linear_pointwise.binary
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        num_rows = len(x)
+        x = _filled_up(x)
         if residual is None:
             y: Tensor = self._product(x, self._weight, self._bias, "none", [], "")
         else:
-            y = self._sum(x, residual, self._weight, self._bias, "add")
-        return y
+            y = self._sum(x, _filled_up(residual), self._weight, self._bias, "add")
+        return y if len(y) == num_rows else y[:num_rows]
 
 
 class PackedGated:
@@ -58,6 +80,8 @@ class PackedGated:
         self._multiplied = torch.ops.mkldnn._linear_pointwise.binary
 
     def __call__(self, x: Tensor) -> Tensor:
+        num_rows = len(x)
+        x = _filled_up(x)
         gate = self._activated(x, self._gate, self._gate_bias, "swish", [], "")
         y: Tensor = self._multiplied(x, gate, self._up, self._up_bias, "mul")
-        return y
+        return y if len(y) == num_rows else y[:num_rows]

@@ -13,7 +13,7 @@ from penstock.model.attention import AttentionSpec
 from penstock.model.attention_torch import TorchAttention
 from penstock.model.cpu import library
 from penstock.model.cpu.library import load_library
-from penstock.model.cpu.packed import PackedGated, PackedLinear, can_pack
+from penstock.model.cpu.packed import PackedGated, PackedLinear, can_pack, padded_rows
 from penstock.model.kernels import TORCH_KERNELS, DenseLinear, make_kernels
 
 torch.set_num_threads(1)
@@ -67,6 +67,13 @@ def test_other_types_and_odd_heads_are_torchs() -> None:
     assert kernels.linear is DenseLinear
     assert isinstance(kernels.attention(AttentionSpec(2, 1, 8)), TorchAttention)
     assert isinstance(make_kernels("cpu", torch.float32).attention(AttentionSpec(2, 1, 512)), TorchAttention)
+
+
+def test_products_come_in_few_sizes_and_decodes_in_their_own() -> None:
+    sizes = [padded_rows(rows) for rows in range(1, 2049)]
+    assert sizes[:64] == list(range(1, 65))
+    assert all(rows <= size <= rows * 9 / 8 for rows, size in enumerate(sizes, 1))
+    assert len(set(sizes)) == 64 + 5 * 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
