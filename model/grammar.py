@@ -31,7 +31,7 @@ from .staging import download, staged, upload
 from .tiles import tiles
 
 if TYPE_CHECKING:
-    from xgrammar import GrammarMatcher
+    from xgrammar import BatchGrammarMatcher, GrammarMatcher
 
 log = logging.getLogger(__name__)
 
@@ -60,20 +60,12 @@ class GrammarStep:
 @dataclass(slots=True)
 class _MaskStep:
     rows: Tensor  # [G] int64 into the rows that sample
-    words: Tensor  # [G, 4 * words of a mask] uint8: 8 tokens each, the lowest id in the lowest bit
+    masks: Tensor  # [G, W] int32, see Words
 
 
 @dataclass(slots=True)
 class _Copied:
     token_ids: Tensor  # [G]
-
-
-@dataclass(slots=True)
-class _Limits:
-    """What holds for every grammar."""
-
-    every: Words  # the whole vocabulary; a matcher also fills the bits behind it
-    eos: Words
 
 
 class _Sampled:
@@ -98,12 +90,17 @@ class _Follower:
 
     def __init__(self, matcher: GrammarMatcher, owner: NewOwner, stop_mask: Words) -> None:
         self.next: tuple[_Sampled, int] | None = None  # sampled, and not yet taken in
-        self._matcher = matcher
+        self.matcher = matcher
         self._min_tokens = owner.sampling.min_tokens
         self._stop_mask = stop_mask  # what min_tokens forbids
         self._is_lost = False
         for token_id in owner.generated:
             self._accept(token_id)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its grammar has not ended."""
+        return not (self._is_lost or self.matcher.is_terminated())
 
     def catch_up(self) -> None:
         """Takes in the token of its last step."""
@@ -111,22 +108,15 @@ class _Follower:
             (tokens, index), self.next = self.next, None
             self._accept(tokens.read(index))
 
-    def fill(self, mask: Tensor, index: int, num_generated: int, limits: _Limits) -> None:
-        """Writes what may come next into the mask's row."""
-        words = mask[index].numpy().view(np.uint32)
-        if not (self._is_lost or self._matcher.is_terminated()):
-            self._matcher.fill_next_token_bitmask(mask, index)
-            words &= limits.every
-            if num_generated < self._min_tokens:
-                without = words & ~self._stop_mask
-                if without.any():
-                    words[:] = without
-            if words.any():
-                return
-        words[:] = limits.eos
+    def forbid(self, allowed: Words, num_generated: int) -> None:
+        """Takes out of what the grammar allows what min_tokens forbids, unless that is all."""
+        if num_generated < self._min_tokens:
+            others = allowed & ~self._stop_mask
+            if others.any():
+                allowed[:] = others
 
     def _accept(self, token_id: int) -> None:
-        if not (self._is_lost or self._matcher.is_terminated()) and not self._matcher.accept_token(token_id):
+        if self.is_live and not self.matcher.accept_token(token_id):
             self._is_lost = True
             log.warning("token %d is not what the grammar allows: the text ends here", token_id)
 
@@ -140,9 +130,10 @@ class Grammars:
         self._device = device
         self._followers: dict[int, _Follower] = {}  # by slot; touched where the sampler is enqueued, in plan order
         self._owners: list[NewOwner] = []
-        eos_token_ids = compiler.eos_token_ids if compiler else []
-        self._limits = _Limits(_words_of(range(vocab_size), vocab_size), _words_of(eos_token_ids, vocab_size))
+        self._every = _words_of(range(vocab_size), vocab_size)
+        self._eos = _words_of(compiler.eos_token_ids if compiler else [], vocab_size)
         self._bits = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=device)
+        self._filler: BatchGrammarMatcher | None = None  # since the first grammar
 
     def register(self, slot: int, sampling: Sampling, mirror: Mirror) -> None:
         """The slot has a new owner; its matcher is made with the next step that has a row of it. On the host."""
@@ -160,18 +151,16 @@ class Grammars:
         """Leaves of the step's rows of logits [R, V] only what their grammars allow, in place."""
         for owner in step.owners:
             self._followers[owner.slot] = self._follow(owner)
-        mask = torch.full((len(step.slots), len(self._limits.every)), -1, dtype=torch.int32)
-        for index, (slot, num_generated) in enumerate(zip(step.slots, step.num_generated, strict=True)):
-            follower = self._followers[slot]
+        followers = [self._followers[slot] for slot in step.slots]
+        for follower in followers:
             follower.catch_up()
-            follower.fill(mask, index, num_generated, self._limits)
-        words = staged(mask.numpy().view(np.uint8), self._device)
-        self._mask(logits, upload(_MaskStep(step.rows, words), self._device))
+        masks = staged(self._allowed(followers, step.num_generated), self._device)
+        self._mask(logits, upload(_MaskStep(step.rows, masks), self._device))
 
     def warm(self, logits: Tensor) -> None:
         """Masks every row of logits [R, V], forbidding nothing."""
-        rows, every = np.arange(len(logits)), np.tile(self._limits.every.view(np.uint8), (len(logits), 1))
-        step = _MaskStep(staged(rows, self._device), staged(every, self._device))
+        masks = np.full((len(logits), len(self._every)), -1, np.int32)
+        step = _MaskStep(staged(np.arange(len(logits)), self._device), staged(masks, self._device))
         self._mask(logits, upload(step, self._device))
 
     def note(self, token_ids: Tensor, step: GrammarStep) -> None:
@@ -182,17 +171,48 @@ class Grammars:
             self._followers[slot].next = (tokens, index)
 
     def _follow(self, owner: NewOwner) -> _Follower:
-        from xgrammar import GrammarMatcher
+        from xgrammar import BatchGrammarMatcher, GrammarMatcher
 
         assert self._compiler is not None, f"slot {owner.slot} has a grammar, but nothing compiles it"
+        self._filler = self._filler or BatchGrammarMatcher(self._compiler.num_threads)
         matcher = GrammarMatcher(self._compiler.compile(owner.sampling.grammar))
         return _Follower(matcher, owner, _words_of(owner.sampling.stop_token_ids, self._vocab_size))
 
+    def _allowed(self, followers: list[_Follower], num_generated: list[int]) -> NDArray[np.int32]:
+        """What may come next, [G, W], see Words; never nothing."""
+        assert self._filler is not None
+        masks = np.full((len(followers), len(self._every)), -1, np.int32)
+        live = [index for index, follower in enumerate(followers) if follower.is_live]
+        matchers = [followers[index].matcher for index in live]
+        if matchers:
+            self._filler.batch_fill_next_token_bitmask(matchers, torch.from_numpy(masks), live)
+        words = masks.view(np.uint32)
+        words &= self._every  # what stands behind the vocabulary is no choice
+        for index, (row, follower) in enumerate(zip(words, followers, strict=True)):
+            follower.forbid(row, num_generated[index])
+            if not row.any() or not follower.is_live:
+                row[:] = self._eos
+        words |= ~self._every  # the kernel of a CPU would write there
+        return masks
+
     def _mask(self, logits: Tensor, step: _MaskStep) -> None:
-        """Logits [R, V] become minus infinity where their row's words have no bit. Enqueued, never waits."""
-        for rows, words in tiles(self._vocab_size, step.rows, step.words):
-            forbidden = (words.unsqueeze(-1) & self._bits).flatten(1)[:, : self._vocab_size] == 0
-            logits.index_copy_(0, rows, logits.index_select(0, rows).masked_fill_(forbidden, -math.inf))
+        if self._device.type == "cpu":
+            from xgrammar import apply_token_bitmask_inplace
+
+            for row, mask in zip(step.rows.tolist(), step.masks, strict=True):
+                apply_token_bitmask_inplace(logits[row], mask, vocab_size=self._vocab_size, backend="cpu")
+        else:
+            mask_by_bits(logits, step.rows, step.masks.view(torch.uint8), self._bits)
+
+
+def mask_by_bits(logits: Tensor, rows: Tensor, masks: Tensor, bits: Tensor) -> None:
+    """Rows [G] of logits [R, V] become minus infinity where masks [G, 4 W] uint8 have no bit. Enqueued, never waits.
+
+    bits [8] uint8 are the powers of 2.
+    """
+    for some, their_masks in tiles(logits.shape[-1], rows, masks):
+        forbidden = (their_masks.unsqueeze(-1) & bits).flatten(1)[:, : logits.shape[-1]] == 0
+        logits.index_copy_(0, some, logits.index_select(0, some).masked_fill_(forbidden, -math.inf))
 
 
 def _words_of(token_ids: Sequence[int], vocab_size: int) -> Words:

@@ -41,7 +41,7 @@ class GrammarCompiler:
         self.vocab_size = vocab_size
         self.eos_token_ids = [token_id for token_id in eos_token_ids if 0 <= token_id < vocab_size]
         self._folder = folder
-        self._num_threads = num_threads
+        self.num_threads = num_threads
         self._cache_bytes = cache_bytes
         self._compiler: Compiler | None = None
         self._lock = threading.Lock()  # of the compiler's making
@@ -88,7 +88,7 @@ class GrammarCompiler:
         import xgrammar
 
         info = tokenizer_info(path, self.vocab_size, self.eos_token_ids)
-        return xgrammar.GrammarCompiler(info, max_threads=self._num_threads, cache_limit_bytes=self._cache_bytes)
+        return xgrammar.GrammarCompiler(info, max_threads=self.num_threads, cache_limit_bytes=self._cache_bytes)
 
 
 def tokenizer_info(path: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> TokenizerInfo:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import penstock.model.demo
 from penstock.errors import RequestError
+from penstock.model.grammar import mask_by_bits
 from penstock.model.grammar_compiler import GrammarCompiler
 from penstock.scheduler.plan import GREEDY, Registration, Sampling
 
@@ -37,10 +39,10 @@ def bound(rig: SamplerRig, slot: int, regex: str, output: str = "", **sampling: 
 
 
 def test_only_rows_that_ask_are_masked(rig: SamplerRig) -> None:
-    others = [rig.register(0, [1], [], GREEDY), rig.register(2, [1], [], Sampling(temperature=1.0))]
-    tokens = rig.step(WANTED.clone(), [0, 1, 2], [*others, bound(rig, 1, "[abc]")])
-    assert tokens[:2] == [ord("x"), ord("b")]
-    assert torch.equal(rig.logits[0], WANTED[0])
+    others = [rig.register(slot, [1], [], GREEDY) for slot in (0, 2)]
+    tokens = rig.step(WANTED, [0, 1, 2], [*others, bound(rig, 1, "[abc]")])
+    assert tokens == [*b"xbx"]
+    assert torch.equal(rig.logits[[0, 2]], WANTED[[0, 2]])
     allowed = rig.logits[1].isfinite().nonzero().flatten().tolist()
     assert allowed == [*b"abc"]
 
@@ -128,6 +130,17 @@ def test_a_padded_vocabulary_is_masked_to_its_end(tmp_path: Path) -> None:
     registration = rig.register(0, [1], [], Sampling(grammar="regex\n[ab]"))
     assert rig.step(logits, [0], [registration])[0] in b"ab"
     assert rig.logits[0].isfinite().nonzero().flatten().tolist() == [*b"ab"]
+
+
+def test_masking_by_bits_is_what_the_kernel_of_a_cpu_does(rig: SamplerRig) -> None:
+    rig.step(WANTED, [0, 1, 2], [bound(rig, slot, regex) for slot, regex in enumerate(("[a-y]", "q", "b*"))])
+    allowed = rig.logits.isfinite()
+    bits = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8)
+    masks = torch.from_numpy(np.packbits(allowed.numpy(), axis=-1, bitorder="little"))
+    logits = WANTED.repeat(2, 1)
+    mask_by_bits(logits, torch.tensor([5, 0, 3]), masks, bits)
+    assert torch.equal(logits[[5, 0, 3]], rig.logits)
+    assert torch.equal(logits[[1, 2, 4]], WANTED)
 
 
 def test_warming_up_forbids_nothing(rig: SamplerRig) -> None:
