@@ -27,6 +27,8 @@ def explain(error: ValidationError, known: Iterable[str], kind: str = "setting")
             sentences.append(unknown_name(path, known, kind))
         elif not path:
             sentences.append(problem["msg"].removeprefix("Value error, "))
+        elif problem["type"] == "missing":
+            sentences.append(f"{path} is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             sentences.append(f"{path} is {problem['input']!r}: {message[:1].lower()}{message[1:]}")
