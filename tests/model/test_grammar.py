@@ -133,11 +133,12 @@ def test_a_padded_vocabulary_is_masked_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_mask_ends_with_the_vocabulary() -> None:
-    rig = SamplerRig(END + 1, compiler=GrammarCompiler(str(DEMO), END + 1, [END]))
-    logits = torch.zeros(2, END + 1)
+    last = 256  # alone in its word of the mask
+    rig = SamplerRig(last + 1, compiler=GrammarCompiler(str(DEMO), last + 1, [last]))
+    logits = torch.zeros(2, last + 1)
     registrations = [rig.register(0, [1], [], Sampling(grammar="regex\nb*")), rig.register(1, [1], [], GREEDY)]
     assert rig.step(logits, [0, 1], registrations) == [*b"b", 0]
-    assert rig.logits[0, END].isfinite()
+    assert rig.logits[0, last].isfinite()
     assert torch.equal(rig.logits[1], logits[1])
 
 
