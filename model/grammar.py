@@ -192,7 +192,7 @@ class Grammars:
             follower.forbid(row, num_generated[index])
             if not row.any() or not follower.is_live:
                 row[:] = self._eos
-        words |= ~self._every  # the kernel of a CPU would write there
+        words |= ~self._every  # as matchers have it: xgrammar's kernel looks for the next 0 before it looks for the end
         return masks
 
     def _mask(self, logits: Tensor, step: _MaskStep) -> None:

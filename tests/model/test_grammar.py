@@ -132,16 +132,6 @@ def test_a_padded_vocabulary_is_masked_to_its_end(tmp_path: Path) -> None:
     assert rig.logits[0].isfinite().nonzero().flatten().tolist() == [*b"ab"]
 
 
-def test_a_mask_ends_with_the_vocabulary() -> None:
-    last = 256  # alone in its word of the mask
-    rig = SamplerRig(last + 1, compiler=GrammarCompiler(str(DEMO), last + 1, [last]))
-    logits = torch.zeros(2, last + 1)
-    registrations = [rig.register(0, [1], [], Sampling(grammar="regex\nb*")), rig.register(1, [1], [], GREEDY)]
-    assert rig.step(logits, [0, 1], registrations) == [*b"b", 0]
-    assert rig.logits[0, last].isfinite()
-    assert torch.equal(rig.logits[1], logits[1])
-
-
 def test_masking_by_bits_is_what_the_kernel_of_a_cpu_does(rig: SamplerRig) -> None:
     rig.step(WANTED, [0, 1, 2], [bound(rig, slot, regex) for slot, regex in enumerate(("[a-y]", "q", "b*"))])
     allowed = rig.logits.isfinite()
