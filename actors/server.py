@@ -28,6 +28,7 @@ from .logs import hush_serve
 from .placement import check_capacity, resolve_device
 from .scheduler_settings import max_model_len
 from .serving.auth import load_keys
+from .serving.chat_parser import chat_parser
 from .serving.http_server import check_port
 
 SERVE_NAMESPACE = "serve"
@@ -43,6 +44,7 @@ class Server:
         self._config, self._serving = config, serving
         max_model_len(config, read_model_config(config.model))
         load_keys(serving.api_key_file)
+        chat_parser(serving.tool_call_parser, serving.reasoning_parser, prompt="")
         if serving.ingress == "direct":
             check_port(serving.host, serving.port)
         self._begun = ExitStack()  # what has to be ended, the last first

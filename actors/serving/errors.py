@@ -14,7 +14,8 @@ from ...errors import EngineDeadError, PenstockError, RequestError
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-_MAX_CHARS = 2000  # of a message that repeats what a client sent
+_MAX_CHARS = 2000  # of a message, which may repeat what a client sent
+_MAX_PROBLEMS = 100  # of a body, that are told one by one
 
 
 class ErrorBody(BaseModel):
@@ -44,6 +45,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: Any = None,
     ) -> None:
+        message = message if len(message) <= _MAX_CHARS else message[:_MAX_CHARS] + "…"
         super().__init__(message)
         self.status = status
         self.body = ErrorResponse(error=ErrorBody(message=message, type=kind, param=param, code=code or status))
@@ -64,15 +66,28 @@ def refused(message: str, param: str | None = None) -> ApiError:
 
 
 def malformed(error: ValidationError, model: type[BaseModel]) -> ApiError:
-    """A body that is no request, with every wrong value, bounded in length."""
-    problems = error.errors(include_url=False, include_input=False)
-    loc = problems[0]["loc"] if problems else ()
-    text = explain(error, model.model_fields, "field")
-    return refused(text if len(text) <= _MAX_CHARS else text[:_MAX_CHARS] + "…", str(loc[0]) if loc else None)
+    """A body that is no request, with every wrong value; of very many their number, for each costs time to tell."""
+    if error.error_count() > _MAX_PROBLEMS:
+        return refused(f"the body has {error.error_count()} wrong values")
+    loc = error.errors(include_url=False, include_input=False)[0]["loc"]
+    return refused(explain(error, model.model_fields, "field"), str(loc[0]) if loc else None)
 
 
 def api_error(error: Exception) -> ApiError:
-    """Any exception as an answer; what nobody expected says nothing about the inside."""
+    """Any exception as an answer; what nobody expected goes to the log, and says nothing about the inside."""
+    if (known := _known(error)) is not None:
+        return known
+    log.error("a request has failed", exc_info=error)
+    return ApiError(500, "the server has failed to answer this request", kind="server_error")
+
+
+def status_of(error: Exception) -> int:
+    """The status of an exception's answer."""
+    known = _known(error)
+    return 500 if known is None else known.status
+
+
+def _known(error: Exception) -> ApiError | None:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineDeadError):
@@ -81,5 +96,4 @@ def api_error(error: Exception) -> ApiError:
         return refused(str(error))
     if isinstance(error, PenstockError):
         return ApiError(503, str(error), kind="server_error")
-    log.error("a request has failed", exc_info=error)
-    return ApiError(500, "the server has failed to answer this request", kind="server_error")
+    return None

@@ -13,6 +13,7 @@ from ...configs.serving import ServeConfig
 from ..grammar_gate import GrammarGate
 from .api import Api, Health, Metrics
 from .auth import load_keys
+from .chat_parser import chat_parser
 from .errors import ApiError
 from .http_server import HttpServer
 from .metrics import ServingMetrics
@@ -34,6 +35,7 @@ class Front:
         health: Health,
         expositions: Metrics,
     ) -> None:
+        chat_parser(serving.tool_call_parser, serving.reasoning_parser, prompt="")  # raises for a name that is none
         self._serving = serving
         self._health = health
         self._gate = GrammarGate(config.tokenizer_path, engine.limits.vocab_size, serving.grammar_timeout_s)

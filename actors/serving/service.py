@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from ...configs.sampling import SamplingParams
 from ...configs.serving import ServeConfig
@@ -18,7 +18,7 @@ from ..answer import Answer
 from ..prompts import Limits, Prompt
 from ..tokenizer import Tokenizer
 from .admission import Admission
-from .errors import ApiError, api_error, malformed, refused
+from .errors import ApiError, malformed, refused, status_of
 from .metrics import FinishedRequest, ServingMetrics
 from .request_log import log_request
 from .streams import ClientGoneError
@@ -147,7 +147,7 @@ class Service:
                 status = 200 if all(answer.finished for answer in job.answers) else _CLIENT_GONE
                 raise
             except Exception as error:
-                status = api_error(error).status
+                status = status_of(error)
                 raise
             finally:
                 for answer in job.answers:
@@ -189,6 +189,8 @@ class Service:
                     if size > limit:
                         raise _too_large(limit)
                     parts.append(part)
+        except ClientDisconnect:
+            raise ClientGoneError from None
         except TimeoutError:
             raise ApiError(408, f"the body has not come within {self.config.body_timeout_s} s") from None
         request.state.num_bytes = size

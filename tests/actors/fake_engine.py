@@ -58,6 +58,16 @@ def echo(request: NewRequest) -> list[TokenEvent]:
     return spoken(request, *(prompt[at : at + 1] for at in range(len(prompt))))
 
 
+def scored_echo(request: NewRequest) -> list[TokenEvent]:
+    """The echo of the prompt, both scored as far as the request asks."""
+    events = echo(request)
+    for event in events:
+        event.logprobs = [scored(event.token_ids.tolist())] if request.sampling.num_logprobs >= 0 else []
+    if request.sampling.num_prompt_logprobs >= 0:
+        events[0].prompt_logprobs = [scored(request.prompt_token_ids.tolist()[1:], start=1)]
+    return events
+
+
 @dataclass
 class FakeEngine:
     """A handle and its only client. Events come while a request is submitted, or later through `say`."""
@@ -89,6 +99,8 @@ class FakeEngine:
         self.listeners[event.request_id](event)
 
     def abort(self, request_id: str) -> None:
+        if request_id not in self.listeners:
+            return
         self.aborted.append(request_id)
         self.say(TokenEvent("", request_id, self.num_said.get(request_id, 0), finish_reason="abort"))
 

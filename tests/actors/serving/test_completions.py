@@ -10,23 +10,13 @@ import pytest
 from penstock.scheduler.messages import NewRequest, TokenEvent
 from penstock.scheduler.plan import ints
 
-from ..fake_engine import END, FakeEngine, echo, scored, spoken
+from ..fake_engine import END, FakeEngine, scored, scored_echo, spoken
 from .served import COMPLETIONS, Paced, Served, joined_completions
 
 
 @pytest.fixture
 def served() -> Served:
     return Served()
-
-
-def with_logprobs(request: NewRequest) -> list[TokenEvent]:
-    """The echo of the prompt, both scored as far as the request asks."""
-    events = echo(request)
-    for event in events:
-        event.logprobs = [scored(event.token_ids.tolist())] if request.sampling.num_logprobs >= 0 else []
-    if request.sampling.num_prompt_logprobs >= 0:
-        events[0].prompt_logprobs = [scored(request.prompt_token_ids.tolist()[1:], start=1)]
-    return events
 
 
 @pytest.mark.parametrize("engine", [FakeEngine, Paced])
@@ -160,7 +150,7 @@ def test_an_echo_puts_the_prompt_first(served: Served) -> None:
 
 
 def test_an_echo_alone_scores_the_prompt() -> None:
-    served = Served(FakeEngine(with_logprobs))
+    served = Served(FakeEngine(scored_echo))
     answer = served.ask(COMPLETIONS, prompt="abc", echo=True, max_tokens=0, logprobs=1)
     (choice,) = answer["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("abc", "length")
@@ -175,7 +165,7 @@ def test_an_echo_alone_scores_the_prompt() -> None:
 
 
 def test_logprobs_are_columns_with_offsets() -> None:
-    served = Served(FakeEngine(with_logprobs))
+    served = Served(FakeEngine(scored_echo))
     body: dict[str, Any] = {"prompt": "ab"}
     columns = served.ask(COMPLETIONS, logprobs=1, **body)["choices"][0]["logprobs"]
     assert columns["tokens"] == ["a", "b", "<|end|>"]
@@ -220,7 +210,7 @@ def test_a_logprob_that_json_cannot_say_becomes_a_number() -> None:
     ],
 )
 def test_a_streams_pieces_add_up_to_the_whole_answer(body: dict[str, Any]) -> None:
-    served = Served(Paced(with_logprobs))
+    served = Served(Paced(scored_echo))
     whole = served.ask(COMPLETIONS, **body)["choices"]
     events = served.stream(COMPLETIONS, **body)
     assert joined_completions(events) == {choice["index"]: choice for choice in whole}
@@ -270,7 +260,7 @@ def test_structured_outputs_are_checked_and_reach_the_engine(served: Served) -> 
 
 
 def test_without_a_tokenizer_ids_are_served_and_text_is_refused() -> None:
-    served = Served(Paced(with_logprobs), has_tokenizer=False)
+    served = Served(Paced(scored_echo), has_tokenizer=False)
     (choice,) = served.ask(COMPLETIONS, prompt=[97, 98], return_token_ids=True, logprobs=0)["choices"]
     assert (choice["token_ids"], choice["logprobs"]["tokens"]) == ([97, 98, END], ["97", "98", "257"])
     num_served = len(served.engine.requests)

@@ -1,0 +1,169 @@
+"""How much a replica takes on, and every bound that a server's settings put on a request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from penstock.actors.prompts import Limits
+from penstock.configs.serving import ServeConfig
+from penstock.scheduler.messages import NewRequest, TokenEvent
+
+from ..fake_engine import FakeEngine, echo, scored_echo
+from .served import CHAT, COMPLETIONS, HELLO, Connection, Served, turns
+
+
+def silent(request: NewRequest) -> list[TokenEvent]:
+    return []
+
+
+def bounded(engine: FakeEngine | None = None, **settings: Any) -> Served:
+    return Served(engine or FakeEngine(scored_echo), ServeConfig(served_model_name="demo", **settings))
+
+
+@asynccontextmanager
+async def held(served: Served, **body: Any) -> AsyncIterator[None]:
+    """A request that runs until the block is left."""
+    connection = Connection.of(served.app, COMPLETIONS, **body)
+    running = asyncio.ensure_future(connection.run())
+    await turns()
+    yield
+    connection.leave()
+    await running
+
+
+def full(settings: dict[str, Any], body: dict[str, Any]) -> list[Any]:
+    """The answers to a request beside one that fills the server, and behind it."""
+
+    async def ask() -> list[Any]:
+        served = bounded(FakeEngine(silent), **settings)
+        async with held(served, prompt="ab", **body):
+            refused = await served.post(COMPLETIONS, prompt="a")
+        assert (served.service.admission.num_requests, served.service.admission.num_tokens) == (0, 0)
+        served.engine.script = echo
+        return [refused, await served.post(COMPLETIONS, prompt="a")]
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("settings", "body", "words"),
+    [
+        ({"max_open_requests": 2}, {"n": 2}, "2 requests are open, 1 more would pass the limit of 2"),
+        ({"max_open_tokens": 30}, {"max_tokens": 18}, "20 tokens are open, 17 more would pass the limit of 30"),
+    ],
+)
+def test_a_full_server_answers_429_at_once(settings: dict[str, Any], body: dict[str, Any], words: str) -> None:
+    refused, served = full(settings, body)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert words in refused.json()["error"]["message"]
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert served.status_code == 200
+
+
+def test_a_stream_is_refused_before_it_begins() -> None:
+    async def ask() -> int:
+        served = bounded(FakeEngine(silent), max_open_requests=1)
+        async with held(served, prompt="a"):
+            return (await served.post(CHAT, messages=HELLO, stream=True)).status_code
+
+    assert asyncio.run(ask()) == 429
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"), [({"max_open_requests": 3}, "requests"), ({"max_open_tokens": 8}, "tok")]
+)
+def test_what_never_fits_is_not_told_to_try_again(settings: dict[str, Any], what: str) -> None:
+    served = bounded(**settings)
+    assert what in served.refusal(COMPLETIONS, prompt="a", n=4, max_tokens=2)["message"]
+    assert served.engine.requests == []
+
+
+def test_a_request_counts_no_more_tokens_than_a_sequence_can_have() -> None:
+    limits = Limits(vocab_size=264, max_model_len=512, cache_tokens=1024)
+    served = bounded(FakeEngine(limits=limits), max_open_tokens=512)
+    assert served.ask(COMPLETIONS, prompt="a", max_tokens=1 << 60)
+
+
+def test_a_server_that_drains_lets_run_what_runs_and_takes_nothing_new() -> None:
+    async def drain() -> None:
+        served = bounded(FakeEngine(silent))
+        async with held(served, prompt="a"):
+            served.service.admission.is_draining = True
+            refused = await served.post(COMPLETIONS, prompt="a")
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "draining"
+            assert "retry-after" in refused.headers
+            assert served.engine.aborted == []
+
+    asyncio.run(drain())
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "body", "words"),
+    [
+        ({"max_prompts": 2}, COMPLETIONS, {"prompt": ["a", "b", "c"]}, "prompts: 3, at most 2"),
+        ({"max_n": 2}, COMPLETIONS, {"prompt": "a", "n": 3}, "n: 3, at most 2"),
+        ({"max_n": 2}, CHAT, {"messages": HELLO, "n": 3}, "n: 3, at most 2"),
+        ({"max_logprobs": 2}, COMPLETIONS, {"prompt": "a", "logprobs": 3}, "logprobs: 3, at most 2"),
+        ({"max_logprobs": 2}, CHAT, {"messages": HELLO, "logprobs": True, "top_logprobs": 3}, "logprobs: 3, at most 2"),
+        ({"max_stop_strings": 1}, CHAT, {"messages": HELLO, "stop": ["a", "b"]}, "stop strings: 2, at most 1"),
+        ({"max_stop_chars": 2}, COMPLETIONS, {"prompt": "a", "stop": "abc"}, "a stop string: 3, at most 2"),
+    ],
+)
+def test_every_bound_of_a_request_is_a_setting(settings: dict[str, Any], path: str, body: Any, words: str) -> None:
+    served = bounded(**settings)
+    assert words in served.refusal(path, **body)["message"]
+    assert bounded().ask(path, **body)
+
+
+def test_a_body_larger_than_the_bound_is_refused_unread() -> None:
+    served = bounded(max_body_bytes=1024)
+    error = served.refusal(COMPLETIONS, 413, prompt="a" * 1024)
+    assert "larger than 1024 bytes" in error["message"]
+
+    async def in_pieces() -> Connection:
+        connection = Connection(served.app, COMPLETIONS, b"")
+        for _ in range(5):
+            connection.incoming.put_nowait({"type": "http.request", "body": b" " * 300, "more_body": True})
+        await asyncio.wait_for(connection.run(), 5)
+        return connection
+
+    assert asyncio.run(in_pieces()).status == 413
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    async def half_sent() -> Connection:
+        connection = Connection(bounded(body_timeout_s=0.05).app, COMPLETIONS, b"")
+        connection.incoming.put_nowait({"type": "http.request", "body": b'{"prompt"', "more_body": True})
+        await asyncio.wait_for(connection.run(), 5)
+        return connection
+
+    connection = asyncio.run(half_sent())
+    assert connection.status == 408
+    assert (b"connection", b"close") in connection.sent[0]["headers"]
+
+
+def test_a_client_that_leaves_within_its_body_is_nobodys_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def leave() -> None:
+        connection = Connection(bounded().app, COMPLETIONS, b"")
+        connection.incoming.put_nowait({"type": "http.request", "body": b'{"prompt"', "more_body": True})
+        connection.leave()
+        await asyncio.wait_for(connection.run(), 5)
+
+    asyncio.run(leave())
+    assert "failed" not in caplog.text
+
+
+def test_the_servers_name_for_the_model_is_the_one_that_is_known() -> None:
+    served = bounded()
+    error = served.refusal(COMPLETIONS, 404, prompt="a", model="gpt-9")
+    assert error["code"] == "model_not_found"
+    assert "'gpt-9' does not exist; 'demo' is served" in error["message"]
+    renamed = Served(config=ServeConfig(served_model_name="mine"))
+    assert renamed.ask(COMPLETIONS, prompt="a", model="mine")["model"] == "mine"
