@@ -12,19 +12,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...errors import ConfigError
 
-MAX_HEAD_BYTES = 64 << 10  # request line and headers
+MAX_HEAD_BYTES = 64 << 10  # request line and headers; and trailers, and a chunk's extension
 KEEP_ALIVE_S = 75  # of an idle connection, beyond what load balancers keep theirs
 _BACKLOG = 2048
 
 
 class _BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose request line and headers are too long, or take too long."""
+    """Closes a connection on which too much comes that is no body, or whose request line and headers take too long."""
 
     head_timeout_s = 30.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_bytes = 0
+        self._num_idle_bytes = 0  # since the parser last came forward: of a head, of trailers, of a chunk's extension
         self._head_timer: asyncio.TimerHandle | None = None
         self._expect_head()
 
@@ -33,10 +33,9 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._head_timer is not None:
-            self._head_bytes += len(data)
+        self._num_idle_bytes += len(data)
         super().data_received(data)
-        if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES:
+        if self._num_idle_bytes > MAX_HEAD_BYTES:
             self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -45,7 +44,16 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_is_there()
+        self._num_idle_bytes = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_idle_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._num_idle_bytes = 0
+        super().on_message_complete()
 
     def _expect_head(self) -> None:
         if self._head_timer is None:
@@ -54,7 +62,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def _head_is_there(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
-            self._head_timer, self._head_bytes = None, 0
+            self._head_timer = None
 
 
 class HttpServer:
@@ -91,13 +99,15 @@ class HttpServer:
         self._server.should_exit = True
 
     async def stop(self, timeout_s: float) -> None:
-        """Ends when the requests that run have, at the latest in `timeout_s`."""
+        """Ends when the requests that run have; those that haven't in `timeout_s` are cut off."""
         self._server.should_exit = True
         if self._task is not None:
             done, _ = await asyncio.wait((self._task,), timeout=timeout_s)
             if not done:
                 self._server.force_exit = True
-                self._task.cancel()
+                for connection in list(self._server.server_state.connections):
+                    connection.transport.abort()  # its request ends as if its client had left
+                await asyncio.wait((self._task,), timeout=timeout_s)
         self._socket.close()
 
 

@@ -25,10 +25,10 @@ def test_the_loop_is_woken_once_for_all_events_of_a_step() -> None:
         loop = asyncio.get_running_loop()
         room = Mailroom(loop)
         calls = []
-        loop.call_soon_threadsafe = lambda *given, **also: calls.append(given)  # type: ignore[assignment,method-assign,misc,return-value]
+        loop.call_soon_threadsafe = lambda *given, **also: calls.append(given)  # type: ignore[assignment,method-assign]
         for inbox in [room.inbox() for _ in range(64)]:
             inbox.post(sentinel.event)
-        del loop.call_soon_threadsafe  # type: ignore[attr-defined]
+        del loop.call_soon_threadsafe
         return len(calls)
 
     assert asyncio.run(count()) == 1
