@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, cast
 
 import pytest
 
 from penstock.actors import grammar_desk
 from penstock.actors.engine_loop import LoopSettings
+from penstock.actors.grammar_desk import GrammarDesk
+from penstock.actors.grammar_thread import GrammarThread
+from penstock.actors.liveness import ObserverClock
 from penstock.actors.wire import Kind, decode_compiled, decode_grammar, encode_compiled, encode_grammar, frame
+from penstock.actors.worker_port import WorkerName, WorkerPort
 from penstock.configs.structured import LIMITS
+from penstock.errors import RequestError
 
 from .rig import Answers, FakeClient, LoopRig, eventually, fake_output, loop_rig, request
 
 SPEC = "regex\na+"
+RANKS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # (stage, rank)
+
+
+@dataclass
+class Plans:
+    """A rank's way in, which notes whom something was sent to."""
+
+    rank: tuple[int, int]
+    sent: list[tuple[int, int]]
+
+    def send(self, data: bytes) -> bool:
+        self.sent.append(self.rank)
+        return True
+
+
+class Compiler:
+    """Knows three specs."""
+
+    def compile(self, spec: str) -> None:
+        if spec == "refuse":
+            raise RequestError("not like this")
+        if spec == "break":
+            raise KeyError(spec)
 
 
 @pytest.fixture
@@ -136,6 +168,38 @@ def test_specs_under_way_and_requests_that_wait_are_bounded(
     waiting.read(answers, 2)
     release(rig)
     eventually(lambda: [spec for _, spec in rig.workers[-1].grammars][2:] == ["regex\nd"])
+
+
+@pytest.mark.parametrize("problem", [None, "no memory"])
+def test_every_rank_of_the_last_stage_compiles_and_one_problem_is_enough(problem: str | None) -> None:
+    sent: list[tuple[int, int]] = []
+    ranks = [WorkerPort(WorkerName(*rank, pid=1), cast(Any, Plans(rank, sent)), cast(Any, None)) for rank in RANKS]
+    added: list[str] = []
+    refused: list[str] = []
+    desk = GrammarDesk(
+        ranks,
+        ObserverClock(time.monotonic),
+        lambda request: added.append(request.request_id),
+        lambda request, message: refused.append(message),
+    )
+    desk.submit(request("a", grammar=SPEC))
+    assert sent == [(1, 0), (1, 1)]
+    desk.take(memoryview(encode_compiled(0, problem)))
+    assert desk.num_waiting == 1
+    desk.take(memoryview(encode_compiled(0, None)))
+    assert (added, refused) == ((["a"], []) if problem is None else ([], [problem]))
+
+
+def test_a_rank_answers_whatever_its_compiler_does() -> None:
+    answers: SimpleQueue[tuple[int, str | None]] = SimpleQueue()
+    thread = GrammarThread(cast(Any, Compiler()), lambda *answer: answers.put(answer))
+    for number, spec in enumerate(("fine", "refuse", "break", "fine")):
+        thread.submit(number, spec)
+    found = [answers.get(timeout=10) for _ in range(4)]
+    thread.close()
+    assert found[::3] == [(0, None), (3, None)]
+    assert found[1] == (1, "not like this")
+    assert "KeyError" in (found[2][1] or "")
 
 
 def test_a_spec_that_no_client_of_ours_would_send_is_refused(rig: LoopRig) -> None:
