@@ -1,15 +1,17 @@
 """Takes an application away when the process that deployed it has ended, however that came.
 
 Serve's actors outlive their driver. A lease, an actor that ends with the driver, tells whether it lives; the custodian,
-which outlives it as well, looks at the lease, and at the end removes the application, Serve if it was started for it
-and serves nobody else, and itself.
+which outlives it as well, looks at the lease, and at the end removes the application and itself. Serve goes with the
+last application, unless it ran before the first came.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -24,6 +26,8 @@ from .logs import hush_serve, speak
 
 log = logging.getLogger(__name__)
 
+SERVE_NAMESPACE = "serve"
+_PREFIX = "custodian-"
 _POLL_S = 0.5
 _ANSWER_S = 60.0
 
@@ -38,6 +42,14 @@ def take_away(app_name: str, ends_serve: bool) -> None:
             serve.shutdown()  # type: ignore[no-untyped-call]
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A custodian's."""
+
+    is_ending: bool  # its application is on its way out
+    ends_serve: bool  # Serve goes with the last application
+
+
 class _Lease:
     """Lives as long as the driver that made it."""
 
@@ -49,18 +61,24 @@ class _Lease:
 class _Custodian:
     """One application's."""
 
-    def __init__(self, app_name: str, ends_serve: bool) -> None:
+    def __init__(self, app_name: str) -> None:
         speak()
         hush_serve()
         self._app_name = app_name
-        self._ends_serve = ends_serve
+        self._ends_serve = False
         self._lock = threading.Lock()
-        self._has_ended = False
+        self._is_ending = self._has_ended = False
 
     @ray.method
-    def watch(self, lease: Any) -> None:
+    def watch(self, lease: Any, ends_serve: bool) -> None:
         """Waits for the driver's end, on a thread of its own."""
+        self._ends_serve = ends_serve
         threading.Thread(target=self._watch, args=(lease,), name="watch", daemon=True).start()
+
+    @ray.method
+    def plan(self) -> _Plan:
+        """What it does, and will do."""
+        return _Plan(self._is_ending, self._ends_serve)
 
     @ray.method
     def end(self) -> None:
@@ -68,6 +86,7 @@ class _Custodian:
         self._end()
 
     def _end(self) -> None:
+        self._is_ending = True
         with self._lock:
             if not self._has_ended:
                 take_away(self._app_name, self._ends_serve)
@@ -81,7 +100,7 @@ class _Custodian:
                 break
             except RayError as error:
                 log.warning("the lease can't be asked: %s", error)
-            threading.Event().wait(_POLL_S)
+            time.sleep(_POLL_S)
         self._end()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
@@ -91,30 +110,64 @@ CustodianActor = ray.remote(_Custodian)
 
 
 class Custody:
-    """The driver's side. Raises ClusterError when the application has a custodian already."""
+    """The driver's side, from before it deploys. Raises ClusterError when the application has a custodian already."""
 
-    def __init__(self, app_name: str, ends_serve: bool, end_timeout_s: float) -> None:
+    def __init__(self, app_name: str, end_timeout_s: float) -> None:
         self._end_timeout_s = end_timeout_s
-        self._lease: Any = Lease.options(num_cpus=0).remote()
-        node_id = this_place().node.partition(":")[0]
-        options = CustodianActor.options(
-            name=f"custodian-{app_name}",
-            namespace=NAMESPACE,
-            lifetime="detached",
-            num_cpus=0,
-            max_concurrency=4,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True),
-        )
-        self._custodian: Any
-        try:
-            self._custodian = options.remote(app_name, ends_serve)
-        except ValueError:
-            raise ClusterError(f"an application named {app_name!r} is served already; give another app_name") from None
-        ray.get(self._custodian.watch.remote(self._lease))
+        ends_serve = _others_end_serve() or not _serve_runs()
+        self._custodian: Any = _hire(app_name)
+        self.lease: Any = Lease.options(num_cpus=0).remote()
+        ray.get(self._custodian.watch.remote(self.lease, ends_serve))
 
     def end(self) -> None:
         """Removes the application and waits for that."""
         with suppress(RayError):
             ray.get(self._custodian.end.remote(), timeout=self._end_timeout_s)
             ray.kill(self._custodian, no_restart=True)
-        ray.kill(self._lease, no_restart=True)
+        ray.kill(self.lease, no_restart=True)
+
+
+def _hire(app_name: str) -> Any:
+    node_id = this_place().node.partition(":")[0]
+    options = CustodianActor.options(
+        name=_PREFIX + app_name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        num_cpus=0,
+        max_concurrency=4,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True),
+    )
+    try:
+        return options.remote(app_name)
+    except ValueError:
+        raise ClusterError(f"an application named {app_name!r} is served already; give another app_name") from None
+
+
+def _others_end_serve() -> bool:
+    """Whether Serve goes with the last of the applications that are there; waits for those on their way out."""
+    deadline = time.monotonic() + _ANSWER_S
+    while True:
+        plans = [plan for plan in map(_ask, _custodians()) if plan is not None]
+        if time.monotonic() > deadline or not any(plan.is_ending for plan in plans):
+            return any(plan.ends_serve for plan in plans)
+        time.sleep(_POLL_S)
+
+
+def _custodians() -> list[str]:
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return [a["name"] for a in actors if a["namespace"] == NAMESPACE and a["name"].startswith(_PREFIX)]
+
+
+def _ask(name: str) -> _Plan | None:
+    try:
+        custodian: Any = ray.get_actor(name, namespace=NAMESPACE)
+        plan: _Plan = ray.get(custodian.plan.remote(), timeout=_ANSWER_S)
+    except (RayError, ValueError):  # it has just ended
+        return None
+    return plan
+
+
+def _serve_runs() -> bool:
+    """Whether Serve runs in the cluster already."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return any(actor["namespace"] == SERVE_NAMESPACE for actor in actors)

@@ -10,7 +10,6 @@ import re
 from contextlib import ExitStack
 from types import TracebackType
 
-import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
@@ -31,7 +30,6 @@ from .serving.auth import load_keys
 from .serving.chat_parser import chat_parser
 from .serving.http_server import check_port
 
-SERVE_NAMESPACE = "serve"
 _MAX_CHARS = 2000
 _END_S = 60.0  # for the application's end, behind the draining
 
@@ -89,8 +87,7 @@ class Server:
         if cluster.started_here:
             begun.callback(take_away, serving.app_name, ends_serve=False)  # which ends with the cluster
         else:
-            custody = Custody(serving.app_name, not _serve_runs(), serving.drain_timeout_s + _END_S)
-            begun.callback(custody.end)
+            begun.callback(Custody(serving.app_name, serving.drain_timeout_s + _END_S).end)
         serve.start(
             proxy_location=ProxyLocation.Disabled if is_direct else ProxyLocation.EveryNode,
             http_options=HTTPOptions(host=serving.host, port=serving.port),
@@ -105,12 +102,6 @@ class Server:
             )
         except (RuntimeError, RayServeException) as error:
             raise EngineDeadError(f"the server can't start: {_reason(serving.app_name, str(error))}") from None
-
-
-def _serve_runs() -> bool:
-    """Whether Serve runs in the cluster already."""
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    return any(actor["namespace"] == SERVE_NAMESPACE for actor in actors)
 
 
 def _reason(app_name: str, message: str) -> str:

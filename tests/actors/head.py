@@ -61,7 +61,7 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         ends.callback(_end, process)
         url = f"http://127.0.0.1:{dashboard}"
-        eventually(lambda: process.poll() is None and answers(f"{url}/api/version") == 200, _START_S)
+        eventually(lambda: process.poll() is None and http_status(f"{url}/api/version") == 200, _START_S)
         yield Head(f"127.0.0.1:{port}", url)
 
 
@@ -80,7 +80,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in bound]
 
 
-def answers(url: str) -> int | None:
+def http_status(url: str) -> int | None:
     """The status that a GET is answered with; None without an answer."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:

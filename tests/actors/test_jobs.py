@@ -18,7 +18,7 @@ from ray.util.state import list_actors
 from penstock.actors.cluster import free_resources
 from penstock.actors.engine import find_engine
 
-from .head import BIN, Head, answers, free_ports, is_free, ray_head, wait_for_job
+from .head import BIN, Head, free_ports, http_status, is_free, ray_head, wait_for_job
 from .rig import eventually
 from .test_endings import alive
 
@@ -79,7 +79,7 @@ def submit(head: Head, folder: Path, command: str) -> str:
 def wait_until_served(head: Head, job_id: str, port: int) -> None:
     def is_served() -> bool:
         assert not head.jobs().get_job_status(job_id).is_terminal(), head.jobs().get_job_logs(job_id)
-        return answers(f"http://127.0.0.1:{port}/health") == 200
+        return http_status(f"http://127.0.0.1:{port}/health") == 200
 
     eventually(is_served, timeout_s=60)
 
@@ -137,7 +137,7 @@ def test_a_server_that_is_killed_leaves_nothing_and_others_alone(head: Head, fol
     (port,) = free_ports(1)
     flags = ["--app-name", "killed", "--port", str(port), "--num-kv-blocks", "256", "--drain-timeout-s", "0.5"]
     with subprocess.Popen([BIN / "penstock", "serve", *flags], env=head.env, stderr=subprocess.DEVNULL) as server:
-        eventually(lambda: answers(f"http://127.0.0.1:{port}/health") == 200, timeout_s=60)
+        eventually(lambda: http_status(f"http://127.0.0.1:{port}/health") == 200, timeout_s=60)
         pids = engine_pids("killed")
         with stream(port):
             server.kill()
