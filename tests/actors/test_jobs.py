@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from ray.util.state import list_actors
 from penstock.actors.cluster import free_resources
 from penstock.actors.engine import find_engine
 
+from ..test_architecture import FILES, ROOT
 from .head import BIN, Head, free_ports, http_status, is_free, ray_head, wait_for_job
 from .rig import eventually
 from .test_endings import alive
@@ -30,6 +33,18 @@ num_kv_blocks: 256
 app_name: from-a-job
 port: {port}
 drain_timeout_s: 2
+"""
+ASK = """\
+import asyncio, sys
+import penstock
+
+async def main() -> None:
+    engine = penstock.connect(sys.argv[1])
+    async for output in engine.generate("17 + 25 =", penstock.SamplingParams(temperature=0, max_tokens=8)):
+        if output.finished:
+            print("job said:" + output.outputs[0].text)
+
+asyncio.run(main())
 """
 PROMPTS = [{"id": f"p{a}", "prompt": f"{a} + 25 ="} for a in range(11, 31)]
 
@@ -50,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The jobs' working directory: settings and prompts."""
     made = tmp_path_factory.mktemp("work")
     (made / "settings.yaml").write_text(SETTINGS.format(port=free_ports(1)[0]))
+    (made / "ask.py").write_text(ASK)
     (made / "prompts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in PROMPTS))
     return made
 
@@ -101,10 +117,14 @@ def stream(port: int) -> Iterator[None]:
         yield
 
 
+def engines(app_name: str) -> list[str]:
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    return [name for name in names if name.startswith(f"{app_name}-")]
+
+
 def engine_pids(app_name: str) -> set[int]:
     """The processes of the engine behind an application."""
-    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    (name,) = (name for name in names if name.startswith(f"{app_name}-"))
+    (name,) = engines(app_name)
     handle = find_engine(name, "auto")
     try:
         return set(handle.pids)
@@ -146,6 +166,12 @@ def test_a_server_that_is_killed_leaves_nothing_and_others_alone(head: Head, fol
     assert completion(port_of(folder)) == " 42"
 
 
+def test_a_job_talks_to_an_engine_that_another_job_serves(head: Head, folder: Path, serving: str) -> None:
+    wait_until_served(head, serving, port_of(folder))
+    (name,) = engines("from-a-job")
+    assert "job said: 42" in finished(head, submit(head, folder, f"python ask.py {name}"))
+
+
 def test_a_stopped_job_leaves_nothing(head: Head, folder: Path, serving: str) -> None:
     port, jobs = port_of(folder), head.jobs()
     pids = engine_pids("from-a-job")
@@ -158,3 +184,50 @@ def test_a_stopped_job_leaves_nothing(head: Head, folder: Path, serving: str) ->
     logs = jobs.get_job_logs(serving)
     for line in [*ACTORS_LINES, "serves demo at http://127.0.0.1", REQUESTS_LINE]:
         assert line in logs, f"{line!r} is not in\n{logs}"
+
+
+WITH_PIP = """\
+working_dir: .
+pip:
+  packages: ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"]
+  pip_check: false
+"""
+WITH_WHEEL = """\
+working_dir: .
+py_modules: [WHEEL]
+"""
+FIND = "import penstock; print('job runs', penstock.__file__)"
+
+
+def build_wheel(checkout: Path, target: Path) -> Path:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(checkout)]
+    subprocess.run(command, check=True, capture_output=True)
+    (built,) = target.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["pip", "wheel"])
+def test_a_job_brings_penstock_along(head: Head, folder: Path, tmp_path: Path, way: str) -> None:
+    checkout = tmp_path / "checkout"
+    for path in FILES:
+        (checkout / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, checkout / path)
+    work, text = (checkout, WITH_PIP) if way == "pip" else (tmp_path / "work", WITH_WHEEL)
+    work.mkdir(exist_ok=True)
+    (work / "job.yaml").write_text(
+        text.replace("WHEEL", str(build_wheel(checkout, tmp_path)) if way == "wheel" else "")
+    )
+    for name in ("settings.yaml", "prompts.jsonl"):
+        shutil.copy(folder / name, work)
+    answered = tmp_path / "answers.jsonl"
+    generate = f"python -m penstock generate settings.yaml --input prompts.jsonl --output {answered}"
+    entry = ["--", "sh", "-c", f'python -c "{FIND}" && {generate}']
+    command = [str(BIN / "ray"), "job", "submit", "--runtime-env", "job.yaml", *entry]
+    done = subprocess.run(command, cwd=work, env=head.env, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (where,) = (line for line in done.stdout.splitlines() if line.startswith("job runs"))
+    assert str(ROOT) not in where
+    for line in ACTORS_LINES:
+        assert line in done.stdout
+    assert len(answered.read_text().splitlines()) == len(PROMPTS)
