@@ -56,6 +56,8 @@ class EngineClient:
         self._last_heard = self._next_keepalive = 0.0
         self._polls = PollSet()
         self._polls.watch(self._events.zmq_socket, self._take)
+        if (departure := self._events.departure()) is not None:
+            self._polls.watch(departure, self._notice_departure)
         self._thread = threading.Thread(target=self._run, name="engine-client", daemon=True)
         self._thread.start()
 
@@ -133,6 +135,13 @@ class EngineClient:
             elif kind is Kind.FAILED:
                 self._fail(decode_text(body))
                 self._requests.send(frame(Kind.BYE))
+
+    def _notice_departure(self) -> None:
+        """The engine's end, behind everything that it said."""
+        self._polls.unwatch(self._events.departure())
+        while self._events.wait(0):
+            self._take()
+        self._fail(f"engine {self._engine_name!r} has died: its connection is broken")
 
     def _hand_on(self, event: TokenEvent) -> None:
         with self._lock:

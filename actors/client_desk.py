@@ -51,6 +51,8 @@ class ClientDesk:
         client.last_heard = self._clock.now
         self._clients[client.client_id] = client
         self._polls.watch(client.requests.zmq_socket, lambda: self._take(client))
+        if (departure := client.requests.departure()) is not None:
+            self._polls.watch(departure, lambda: self.detach(client.client_id))
         if self.failure is not None:
             client.say_failed(self.failure)
 
@@ -60,6 +62,7 @@ class ClientDesk:
         if client is None:
             return
         self._polls.unwatch(client.requests.zmq_socket)
+        self._polls.unwatch(client.requests.departure())
         self._polls.unwatch(client.events.zmq_socket)
         client.close()
         self.grammars.forget_client(client_id)

@@ -3,7 +3,8 @@
 The receiver binds and the sender connects. On one node a pair uses `ipc://` in a folder of mode 0700, and the folder is
 removed as soon as the sender's first frame (HELLO) shows that both ends are connected, so that a process killed later
 leaves no file. Across nodes it uses `tcp://` with CURVE: the receiver lets in exactly the one key it was told of.
-Nothing reconnects: a broken pair is a dead peer, and who is dead is decided by heartbeats.
+Nothing reconnects: a broken pair is a dead peer. Over ipc, where nobody else can connect, the receiver is told at once;
+over tcp, and of a peer that hangs, heartbeats decide.
 """
 
 from __future__ import annotations
@@ -89,6 +90,13 @@ class Receiver:
         self.address = address
         self.connected = False  # whether the sender's HELLO has arrived
         self._folder = folder
+        self._departure: zmq.Socket[bytes] | None = None
+
+    def departure(self) -> zmq.Socket[bytes] | None:
+        """A socket that becomes readable when the sender has gone, behind its last frame; None over tcp."""
+        if self._departure is None and self.address.server_key is None:
+            self._departure = self.zmq_socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        return self._departure
 
     def take(self, max_frames: int) -> list[bytes]:
         """The frames that are here, at most so many. Never waits."""
@@ -116,6 +124,9 @@ class Receiver:
 
     def close(self) -> None:
         """Ends the pair and removes its folder, if it is still there."""
+        if self._departure is not None and not self.zmq_socket.closed:
+            self.zmq_socket.disable_monitor()
+            self._departure.close(linger=0)
         self.zmq_socket.close(linger=0)
         self._remove_folder()
 

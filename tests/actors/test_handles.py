@@ -47,6 +47,6 @@ def test_many_handles_share_an_engine_and_a_killed_process_takes_its_own_request
             held = [figures[name] for name in ("running", "waiting", "held_blocks")]
             return bool(stats["num_clients"] == 1 and held == [0, 0, 0])
 
-        eventually(has_forgotten, timeout_s=20)
+        eventually(has_forgotten)
         assert llm.stats()["scheduler"]["free_blocks"] == 2000
-        assert llm.stats()["scheduler"]["num_finished"]["abort"] == 0
+        assert llm.stats()["scheduler"]["num_finished"]["length"] == 1 + 16, "the killed process's didn't run on"
