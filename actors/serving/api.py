@@ -43,6 +43,7 @@ Metrics = Callable[[], Awaitable[str]]
 
 _ERRORS = {400: "wrong", 401: "no valid key", 404: "no such model", 408: "too slow", 413: "too large"}
 _ERRORS |= {429: "full, try later", 500: "failed", 503: "not ready, or ending"}
+_STREAMED = "the answer; with `stream`, events with its pieces, each of them JSON, the last of all `[DONE]`"
 
 
 class Api:
@@ -125,11 +126,11 @@ class Api:
             self._models.append(answer)
             content["application/json"] = {"schema": _ref(answer)}
         if streams:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {}  # of many documents of JSON, which no schema of one describes
         errors = {"application/json": {"schema": _ref(ErrorResponse)}}
         answers: dict[str, Any] = {str(status): {"description": w, "content": errors} for status, w in _ERRORS.items()}
         if content:
-            answers["200"] = {"description": "the answer", "content": content}
+            answers["200"] = {"description": _STREAMED if streams else "the answer", "content": content}
         return answers
 
     def _document(self) -> dict[str, Any]:
@@ -145,8 +146,10 @@ class Api:
                     operation["responses"].pop("422", None)
                     if "503" in operation["responses"] and "400" not in operation["responses"]:
                         continue
-                    operation["security"] = [{"key": []}]
-            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                    if self._keys:
+                        operation["security"] = [{"key": []}]
+            if self._keys:
+                document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             self.app.openapi_schema = document
         return self.app.openapi_schema
 

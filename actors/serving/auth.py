@@ -19,6 +19,10 @@ class Keys:
     def __init__(self, keys: list[str]) -> None:
         self._digests = [_digest(key.encode()) for key in keys]
 
+    def __bool__(self) -> bool:
+        """Whether a key is needed."""
+        return bool(self._digests)
+
     def check(self, authorization: str | None) -> None:
         """Raises ApiError 401 unless the header brings one of the keys."""
         if not self._digests:

@@ -55,7 +55,7 @@ def scored(token_ids: list[int], start: int = 0) -> Logprobs:
 def echo(request: NewRequest) -> list[TokenEvent]:
     """Says the prompt again, a token an event."""
     prompt = bytes(token_id for token_id in request.prompt_token_ids.tolist() if token_id < 256)
-    return spoken(request, *(prompt[at : at + 1] for at in range(len(prompt))))
+    return spoken(request, *([prompt[at : at + 1] for at in range(len(prompt))] or [b""]))
 
 
 def scored_echo(request: NewRequest) -> list[TokenEvent]:

@@ -18,7 +18,7 @@ from .live_server import LiveServer
 from .served import events_of, joined_chat, joined_completions
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
-CITY = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+CITY: dict[str, Any] = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
 CITY["additionalProperties"] = False
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": CITY}}
 TIME = {"type": "function", "function": {"name": "get_time", "parameters": CITY}}
@@ -33,8 +33,9 @@ def client(demo_server: LiveServer) -> openai.OpenAI:
 def chat(client: openai.OpenAI, **fields: Any) -> tuple[ChatCompletion, list[Any]]:
     """A greedy answer, whole, and the chunks of the same one as a stream; the client has read both."""
     fields = {"model": "demo", "messages": QUESTION, "temperature": 0} | fields
-    whole = client.chat.completions.create(**fields)
-    with client.chat.completions.create(stream=True, **fields) as stream:
+    create: Any = client.chat.completions.create  # its overloads know no fields by name alone
+    whole: ChatCompletion = create(**fields)
+    with create(stream=True, **fields) as stream:
         chunks = [chunk.model_dump(exclude_unset=True) for chunk in stream]
     return whole, chunks
 
@@ -54,7 +55,7 @@ def check_chat(client: openai.OpenAI, **fields: Any) -> ChatCompletion:
 def check_completion(client: openai.OpenAI, **fields: Any) -> Completion:
     """The same for completions."""
     fields = {"model": "demo", "prompt": "17 + 25 =", "temperature": 0} | fields
-    create: Any = client.completions.create  # its overloads know no fields by name alone
+    create: Any = client.completions.create
     whole: Completion = create(**fields)
     with create(stream=True, **fields) as stream:
         joined = joined_completions([chunk.model_dump(exclude_unset=True) for chunk in stream])
@@ -149,8 +150,8 @@ def test_the_clients_own_parser_reads_what_it_asked_for(client: openai.OpenAI) -
 def test_a_forced_call_is_made(client: openai.OpenAI, choice: Any) -> None:
     fields: dict[str, Any] = {"tools": [WEATHER, TIME], "tool_choice": choice, "parallel_tool_calls": False}
     answer = check_chat(client, max_tokens=120, **fields).choices[0]
-    (call,) = answer.message.tool_calls or [None]
-    assert call is not None
+    assert answer.message.tool_calls is not None
+    (call,) = answer.message.tool_calls
     assert call.type == "function"
     assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
     assert call.function.name == "get_time" or choice == "required"
