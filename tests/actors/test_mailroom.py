@@ -34,6 +34,28 @@ def test_the_loop_is_woken_once_for_all_events_of_a_step() -> None:
     assert asyncio.run(count()) == 1
 
 
+def test_who_waits_for_a_first_token_is_woken_first() -> None:
+    async def wake() -> list[str]:
+        room = Mailroom(asyncio.get_running_loop())
+        old, new = room.inbox(), room.inbox()
+        old.post(sentinel.before)
+        await old.take()
+        woken: list[str] = []
+
+        async def read(inbox: Any, name: str) -> None:
+            await inbox.take()
+            woken.append(name)
+
+        readers = [asyncio.create_task(read(old, "old")), asyncio.create_task(read(new, "new"))]
+        await asyncio.sleep(0)
+        for inbox in (old, new, old):
+            inbox.post(sentinel.event)
+        await asyncio.gather(*readers)
+        return woken
+
+    assert asyncio.run(wake()) == ["new", "old"]
+
+
 def test_each_reader_gets_its_own() -> None:
     async def take() -> list[Any]:
         room = Mailroom(asyncio.get_running_loop())
