@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import FrameType
 
 from . import __version__
 from .actors.logs import speak
@@ -17,7 +19,8 @@ COMMANDS = {
     "serve": "an OpenAI endpoint over HTTP, in the foreground, on Ray Serve",
     "replay": "schedule a recorded run again and compare every plan's bytes",
 }
-_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130  # exit statuses, the last as shells count SIGINT
+_FAILED, _MISUSED = 1, 2  # exit statuses
+_INTERRUPTED, _TERMINATED = 130, 143  # as shells count SIGINT and SIGTERM
 
 
 def usage() -> str:
@@ -41,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"penstock: unknown command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return _MISUSED
     speak()
+    signal.signal(signal.SIGTERM, _leave)
     try:
         return int(import_module(f".actors.commands.{name}", __package__).run(rest))
     except SystemExit as left:  # argparse has said what there was to say
@@ -54,3 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends a command by way of everything that it has to end."""
+    raise SystemExit(_TERMINATED)

@@ -8,7 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,12 +101,13 @@ def node_resources() -> list[dict[str, float]]:
 def _join(address: str, shows_logs: bool) -> None:
     _probe(address)
     try:
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=shows_logs or _JOB_VARIABLE in os.environ,
-            logging_level=logging.WARNING,
-        )
+        with _own_sigterm():
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=shows_logs or _JOB_VARIABLE in os.environ,
+                logging_level=logging.WARNING,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"can't join a Ray cluster at {address!r}: {error}") from None
 
@@ -124,16 +129,26 @@ def _start(num_cpus: int, shows_logs: bool) -> str:
     """Starts a cluster; its session's folder."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger(_AUTH_LOGGER).setLevel(logging.ERROR)  # it says at every start that tokens are on, or off
-    context: Any = ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        namespace=NAMESPACE,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=shows_logs,
-        logging_level=logging.WARNING,
-    )
+    with _own_sigterm():
+        context: Any = ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=shows_logs,
+            logging_level=logging.WARNING,
+        )
     return str(context.address_info["session_dir"])
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Once Ray has started, SIGTERM ends the process on the spot; a handler that it had before is put back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _address() -> str:

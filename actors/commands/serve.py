@@ -39,7 +39,7 @@ def _parser() -> Parser:
 
 
 def _on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set; Ray has handlers of its own, so these come behind its start."""
+    """An event that SIGTERM and SIGINT set, once there is something to drain."""
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -75,6 +77,24 @@ def test_the_cluster_that_this_process_is_in_is_used(fake_ray: FakeRay, monkeypa
     cluster = ensure_ray("auto")
     assert not fake_ray.calls
     assert cluster.description == "uses the Ray cluster that this process is in (8 CPUs)"
+
+
+def test_a_handler_of_sigterm_is_kept_though_ray_takes_the_signal(
+    fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mine(number: int, frame: FrameType | None) -> None: ...
+
+    def init(**kwargs: Any) -> FakeRay:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return fake_ray.init(**kwargs)
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        ensure_ray(None)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_joining_with_auto_where_no_cluster_runs_is_refused(fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
