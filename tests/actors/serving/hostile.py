@@ -111,7 +111,7 @@ def _huge_numbers(draw: random.Random) -> Attack:
 
 
 def _value(draw: random.Random, depth: int = 0) -> Any:
-    plain = [None, True, "", "a", "\u0000", "x" * 300, draw.choice(HUGE), [], {}, [1, "a"], -1, 1.5]
+    plain: list[Any] = [None, True, "", "a", "\u0000", "x" * 300, draw.choice(HUGE), [], {}, [1, "a"], -1, 1.5]
     if depth > 3 or draw.random() < 0.6:
         return draw.choice(plain)
     if draw.random() < 0.5:
