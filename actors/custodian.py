@@ -21,13 +21,13 @@ from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..errors import ClusterError
-from .cluster import NAMESPACE, this_place
+from .cluster import this_place
 from .logs import hush_serve, speak
 
 log = logging.getLogger(__name__)
 
 SERVE_NAMESPACE = "serve"
-_PREFIX = "custodian-"
+_NAMESPACE = "penstock-custodians"
 _POLL_S = 0.5
 _ANSWER_S = 60.0
 
@@ -130,8 +130,8 @@ class Custody:
 def _hire(app_name: str) -> Any:
     node_id = this_place().node.partition(":")[0]
     options = CustodianActor.options(
-        name=_PREFIX + app_name,
-        namespace=NAMESPACE,
+        name=f"custodian-{app_name}",
+        namespace=_NAMESPACE,
         lifetime="detached",
         num_cpus=0,
         max_concurrency=4,
@@ -155,12 +155,12 @@ def _others_end_serve() -> bool:
 
 def _custodians() -> list[str]:
     actors = ray.util.list_named_actors(all_namespaces=True)
-    return [a["name"] for a in actors if a["namespace"] == NAMESPACE and a["name"].startswith(_PREFIX)]
+    return [actor["name"] for actor in actors if actor["namespace"] == _NAMESPACE]
 
 
 def _ask(name: str) -> _Plan | None:
     try:
-        custodian: Any = ray.get_actor(name, namespace=NAMESPACE)
+        custodian: Any = ray.get_actor(name, namespace=_NAMESPACE)
         plan: _Plan = ray.get(custodian.plan.remote(), timeout=_ANSWER_S)
     except (RayError, ValueError):  # it has just ended
         return None

@@ -156,11 +156,14 @@ def start_engine(config: EngineConfig, *, stage_builder: str = STAGE_BUILDER) ->
 
 
 def find_engine(name: str, address: str | None = "auto") -> EngineHandle:
-    """A handle to an engine that runs; raises ClusterError without a cluster, EngineNotFoundError without it there."""
+    """A handle to an engine that runs; an application's only engine goes by the application's name as well.
+
+    Raises ClusterError without a cluster, EngineNotFoundError without such an engine.
+    """
     cluster = ensure_ray(address or "auto")
     info: EngineInfo | None
     try:
-        actor: Any = ray.get_actor(name, namespace=NAMESPACE)
+        actor: Any = ray.get_actor(_own_name(name), namespace=NAMESPACE)
         info = ray.get(actor.info.remote(), timeout=_CALL_TIMEOUT_S)
     except (ValueError, RayActorError):
         raise EngineNotFoundError(f"no engine named {name!r} runs in the cluster; {_running_engines()}") from None
@@ -207,9 +210,20 @@ def _started(actor: Any, name: str) -> EngineInfo:
     return info
 
 
-def _running_engines() -> str:
+def _own_name(name: str) -> str:
+    """The name itself, or that of the only engine which an application's name stands for."""
+    names = _engine_names()
+    of_application = [each for each in names if each.rpartition("-")[0] == name]
+    return of_application[0] if name not in names and len(of_application) == 1 else name
+
+
+def _engine_names() -> list[str]:
     actors = ray.util.list_named_actors(all_namespaces=True)
-    names = sorted(actor["name"] for actor in actors if actor["namespace"] == NAMESPACE)
+    return sorted(actor["name"] for actor in actors if actor["namespace"] == NAMESPACE)
+
+
+def _running_engines() -> str:
+    names = _engine_names()
     return f"there are: {', '.join(names)}" if names else "none runs there"
 
 

@@ -64,7 +64,8 @@ def engines() -> list[str]:
 
 
 def stats(engine: str) -> dict[str, Any]:
-    told: dict[str, Any] = ray.get(ray.get_actor(engine, namespace="penstock").stats.remote(), timeout=10)
+    actor: Any = ray.get_actor(engine, namespace="penstock")
+    told: dict[str, Any] = ray.get(actor.stats.remote(), timeout=10)
     return told
 
 
@@ -89,6 +90,7 @@ def test_requests_at_once_are_shared_out(two: Server) -> None:
     assert min(stats(each)["scheduler"]["num_generated_tokens"] for each in engines()) >= 2 * 40
 
 
+@pytest.mark.slow
 def test_a_killed_engine_takes_its_own_requests_alone(two: Server) -> None:
     expected = token_ids(complete(two, PROMPT, max_tokens=400))
     victim, other = engines()
