@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from pydantic_core import from_json
 from schemathesis.checks import CHECKS, load_all_checks
 
 from penstock.actors.serving.auth import Keys
@@ -25,13 +26,9 @@ load_all_checks()
 EXCLUDED = [CHECKS.get_one("positive_data_acceptance")]
 
 document = schemathesis.openapi.from_asgi("/openapi.json", Served(FakeEngine(scored_echo), keys=Keys(["one"])).app)
-live = schemathesis.pytest.from_fixture("live_document")
+open_document = Served().app.openapi()
+live = schemathesis.openapi.from_dict(open_document)
 statuses: Counter[int] = Counter()
-
-
-@pytest.fixture(scope="module")
-def live_document(demo_server: LiveServer) -> Any:
-    return schemathesis.openapi.from_url(f"http://127.0.0.1:{demo_server.port}/openapi.json")
 
 
 @document.parametrize()
@@ -49,11 +46,13 @@ def test_enough_of_what_was_asked_was_served() -> None:
 @pytest.mark.slow
 @live.parametrize()
 @settings(max_examples=300, **QUIET)
-def test_a_real_server_keeps_to_the_document(case: Any) -> None:
-    case.call_and_validate(excluded_checks=EXCLUDED, timeout=LIVE_TIMEOUT_S)
+def test_a_real_server_keeps_to_the_document(case: Any, demo_server: LiveServer) -> None:
+    url = f"http://127.0.0.1:{demo_server.port}"
+    case.call_and_validate(base_url=url, excluded_checks=EXCLUDED, timeout=LIVE_TIMEOUT_S)
 
 
 @pytest.mark.slow
 def test_the_real_server_is_well_afterwards(demo_server: LiveServer) -> None:
+    assert from_json(demo_server.get("/openapi.json")) == open_document
     assert demo_server.get("/health")
     eventually(lambda: demo_server.metrics()["requests_running"] == 0)
