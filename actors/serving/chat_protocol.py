@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .completion_protocol import Usage
-from .fields import SamplingFields
+from .fields import Items, SamplingFields
 
 _STRICT = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 _OPEN = ConfigDict(extra="allow", strict=True)  # what a chat template may know of
@@ -43,10 +43,10 @@ class ChatMessage(BaseModel):
     model_config = _OPEN
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Items[ContentPart] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Items[ToolCall] | None = None
 
 
 class FunctionDefinition(BaseModel):
@@ -111,12 +111,12 @@ class ResponseFormat(BaseModel):
 class ChatRequest(SamplingFields):
     """A conversation to go on with."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Items[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, lt=1 << 63, description="most tokens to generate")
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, description="with logprobs: alternatives to report for each token")
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = Field(None, max_length=128)
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call; the answer ends behind it")
     chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None

@@ -6,13 +6,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from .fields import SamplingFields
+from .fields import Ids, Items, SamplingFields
 
 
 class CompletionRequest(SamplingFields):
     """Text, token ids, or several of either, to go on from."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    prompt: str | Items[str] | Ids | Items[Ids] | None = None
     logprobs: int | None = Field(None, ge=0, description="most likely alternatives to report for each token")
     echo: bool | None = Field(False, description="put the prompt before each completion")
     best_of: int | None = Field(None, description="refused unless it equals n: nothing is chosen among more")

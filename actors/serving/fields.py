@@ -6,13 +6,18 @@ nothing here are accepted and ignored.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ...configs.sampling import RequestOutputKind, SamplingParams
 from ...configs.structured import StructuredOutputsParams
 from ...errors import RequestError
+
+T = TypeVar("T")
+# Checking holds up everything else in the process: a list is given up at its first wrong item.
+Items = Annotated[list[T], Field(fail_fast=True, max_length=1 << 16)]
+Ids = Annotated[list[int], Field(fail_fast=True, max_length=1 << 21)]  # beyond any model's length
 
 _INT64 = 1 << 63
 _SAMPLED = {  # fields that are sampling parameters of the same name
@@ -40,7 +45,7 @@ class StructuredOutputs(BaseModel):
     json_schema: dict[str, Any] | str | bool | None = Field(None, alias="json", description="a JSON schema")
     json_object: bool | None = Field(None, description="any JSON object")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Items[str] | None = None
     grammar: str | None = Field(None, description="a grammar in EBNF")
     structural_tag: str | None = Field(None, description="schemas between tags, as xgrammar writes them")
 
@@ -72,15 +77,15 @@ class SamplingFields(BaseModel):
 
     max_tokens: int | None = Field(None, ge=0, lt=_INT64, description="most tokens to generate")
     min_tokens: int | None = Field(None, ge=0, lt=_INT64)
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = Field(None, max_length=1024)
+    stop: str | Items[str] | None = None
+    stop_token_ids: Annotated[list[int], Field(fail_fast=True, max_length=1024)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     structured_outputs: StructuredOutputs | None = None
 
-    prompt_token_ids: list[int] | None = Field(None, description="the prompt as token ids, instead of text")
+    prompt_token_ids: Ids | None = Field(None, description="the prompt as token ids, instead of text")
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = Field(False, description="token ids beside the text")
     request_id: str | None = Field(None, max_length=256)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from .chat_protocol import ChatMessage, Tool
+from .fields import Ids, Items
 
 
 class TokenizeRequest(BaseModel):
@@ -16,8 +17,8 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
-    tools: list[Tool] | None = None
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] | None = None
     add_special_tokens: bool | None = Field(None, description="default: true for a text, false for a conversation")
     add_generation_prompt: bool | None = True
     continue_final_message: bool | None = False
@@ -40,7 +41,7 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Ids
 
 
 class DetokenizeResponse(BaseModel):

@@ -170,3 +170,9 @@ def test_what_is_wrong_many_times_over_is_said_briefly_and_soon(served: Served, 
 def test_a_server_that_could_not_serve_is_refused_before_anything_starts(setting: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Server(*load_configs("demo", **setting))
+
+
+def test_a_list_is_given_up_at_its_first_wrong_item(served: Served) -> None:
+    error = served.refusal("/detokenize", tokens=["a"] * 100_000)
+    assert error["message"].startswith("tokens.0 is 'a'")
+    assert ";" not in error["message"]
