@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import Any
 
 import uvicorn
@@ -53,6 +54,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._num_idle_bytes = 0
+        self.scope["state"]["arrived_s"] = time.monotonic()  # from here on it may wait for its turn of the loop
         super().on_message_complete()
 
     def _expect_head(self) -> None:

@@ -61,13 +61,23 @@ class Job:
     request_id: str
     answers: list[Answer]
     params: SamplingParams
+    start_s: float  # when it had arrived
     created: int = field(default_factory=lambda: int(time.time()))
-    start_s: float = field(default_factory=time.monotonic)
+    first_token_s: dict[int, float] = field(default_factory=dict)  # by its answers' index: when it was handed out
 
     @property
     def num_sequences(self) -> int:
         """Sequences that the engine generates for it."""
         return sum(len(answer.completions) for answer in self.answers)
+
+    def note_first_tokens(self, moved: Sequence[Answer]) -> None:
+        """That these are handed out, some of them for the first time.
+
+        The engine's own stamps are older: a token may wait for its turn of the event loop, as a request does before.
+        """
+        for answer in moved:
+            if answer.metrics.first_token_time is not None:
+                self.first_token_s.setdefault(answer.index, time.monotonic())
 
     def num_tokens(self, max_model_len: int) -> int:
         """The most tokens that its sequences can come to, prompts included."""
@@ -132,7 +142,8 @@ class Service:
         if grammar is not None and (problem := await self._check_grammar(grammar.spec)) is not None:
             raise refused(problem, "response_format")
         answers = await offloaded(request, lambda: self.engine.prepare(prompts, params, add_special_tokens))
-        return Job(request.url.path, f"{prefix}-{request_id or answers[0].request_id}", answers, params)
+        request_id = f"{prefix}-{request_id or answers[0].request_id}"
+        return Job(request.url.path, request_id, answers, params, request.state.arrived_s)
 
     async def run(self, job: Job) -> AsyncGenerator[list[Answer]]:
         """As the engine's `run`, between admission and the request's line in the log. Raises ApiError when full."""
@@ -142,6 +153,8 @@ class Service:
             try:
                 async with aclosing(self.engine.run(job.answers)) as steps:
                     async for moved in steps:
+                        if len(job.first_token_s) < len(job.answers):
+                            job.note_first_tokens(moved)
                         yield moved
             except (GeneratorExit, asyncio.CancelledError, ClientGoneError):
                 status = 200 if all(answer.finished for answer in job.answers) else _CLIENT_GONE
@@ -194,6 +207,7 @@ class Service:
         except TimeoutError:
             raise ApiError(408, f"the body has not come within {self.config.body_timeout_s} s") from None
         request.state.num_bytes = size
+        request.scope.setdefault("state", {}).setdefault("arrived_s", time.monotonic())  # unless our own server saw it
         return b"".join(parts)
 
     def _account(self, job: Job, answer: Answer, status: int) -> None:
@@ -211,6 +225,7 @@ async def offloaded(request: Request, work: Callable[[], T]) -> T:
 def _record(job: Job, answer: Answer, status: int) -> FinishedRequest:
     output = answer.output()
     reasons = {completion.finish_reason for completion in output.outputs}
+    first_s = job.first_token_s.get(answer.index)
     return FinishedRequest(
         request_id=job.request_id,
         endpoint=job.endpoint,
@@ -218,7 +233,7 @@ def _record(job: Job, answer: Answer, status: int) -> FinishedRequest:
         num_cached_tokens=output.num_cached_tokens,
         num_output_tokens=output.num_generated_tokens,
         finish_reason="abort" if None in reasons else max(str(reason) for reason in reasons),
-        ttft_s=output.metrics.ttft_s,
+        ttft_s=None if first_s is None else first_s - job.start_s,
         tpot_s=output.tpot_s(),
         e2e_s=time.monotonic() - job.start_s,
         status=status,
