@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test check bench campaigns test-all
+.PHONY: demo test check bench soak campaigns test-all
 
 demo: $(STAMP)  ## answers from the model that ships with Penstock, cut into two stages
 	@$(BIN)/penstock generate demo --pipeline-parallel-size 2
@@ -21,6 +21,9 @@ check: $(STAMP)
 
 bench: $(STAMP)  ## exact figures of the budgets; the machine should do nothing else
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+soak: $(STAMP)  ## half an hour of mixed load over HTTP: memory stays, nothing is lost, counters add up
+	$(BIN)/python tests/benchmarks/soak.py --minutes 30
 
 campaigns: $(STAMP)
 	$(PYTEST) -m "slow and not gpu"

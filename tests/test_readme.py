@@ -5,48 +5,99 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
+from pydantic import BaseModel
+
 from penstock.configs.engine import EngineConfig
+from penstock.configs.serving import ServeConfig
 
 README = Path(__file__).parent.parent / "README.md"
-TABLE = re.compile(r"(<!-- settings: .*? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TABLES = {"settings": EngineConfig, "server settings": ServeConfig}
 
 
-def settings_table() -> str:
+def table(name: str) -> re.Pattern[str]:
+    """A table in the README: the mark before it, its rows, the mark behind it."""
+    return re.compile(rf"(<!-- {name}: .*? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def rows_of(settings: type[BaseModel]) -> str:
     """The settings, a row each."""
     rows = ["| setting | default | what it is |", "|---|---|---|"]
-    for name, field in EngineConfig.model_fields.items():
+    for name, field in settings.model_fields.items():
         rows.append(f"| `{name}` | `{field.default}` | {field.description} |")
     return "\n".join(rows) + "\n"
 
 
-def example() -> str:
-    """The Python code of the README."""
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    return str(code)
+def blocks(language: str) -> list[str]:
+    """The README's code in this language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_settings_table_is_the_settings() -> None:
-    found = TABLE.search(README.read_text(encoding="utf-8"))
+def run(command: list[str], folder: Path) -> list[str]:
+    """What the command prints, line by line, in a folder of its own and with this environment's commands."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PATH": path}
+    printed = folder / "printed"
+    with open(printed, "w") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = process.wait(240)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what a command that failed half-way has left
+    assert status == 0, printed.read_text()
+    return printed.read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_settings_is_the_settings(name: str) -> None:
+    found = table(name).search(README.read_text(encoding="utf-8"))
     assert found is not None
-    assert found.group(2) == settings_table()
+    assert found.group(2) == rows_of(TABLES[name])
 
 
-def test_the_example_runs_and_has_about_twenty_lines(tmp_path: Path) -> None:
-    assert len(example().splitlines()) <= 22
-    done = subprocess.run(
-        [sys.executable, "-c", example()], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_the_example_runs_and_is_short(tmp_path: Path) -> None:
+    code = blocks("python")[0]
+    assert len(code.splitlines()) <= 22
+    lines = [line for line in run([sys.executable, "-c", code], tmp_path) if not line.startswith("penstock: ")]
     assert lines[:3] == ["17 + 25 =  42 stop", "9 + 30 =  39 stop", "enots [101, 110, 111, 116, 115, 257]"]
-    assert lines[-1] == " 5"
+    assert lines[-1] == "0  42"
+
+
+@pytest.mark.slow
+def test_the_quick_start_over_http_runs_as_written(tmp_path: Path) -> None:
+    (line,) = [line for line in run(["bash", "-e", "-c", blocks("sh")[0]], tmp_path) if line[:1] == "{"]
+    answer, _ = json.JSONDecoder().raw_decode(line)  # nothing ends the line before the server's next one
+    assert answer["choices"][0]["message"]["content"] == "42"
+
+
+@pytest.mark.slow
+def test_the_quick_starts_of_jobs_and_of_a_handle_run_as_written(tmp_path: Path) -> None:
+    """The handle's is run while the job of the other one serves."""
+    (tmp_path / "handle.py").write_text(blocks("python")[1])
+    code = blocks("sh")[1].replace("ray job logs serving", "echo handle; python handle.py\nray job logs serving")
+    lines = run(["bash", "-e", "-c", code], tmp_path)
+    (answered,) = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert json.loads(answered)["outputs"][0]["text"] == " 42"
+    assert lines[lines.index("handle") + 1 :].index(" 42") < 40
+    assert any("stage 1 rank 0" in line for line in lines)
 
 
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
-    README.write_text(TABLE.sub(lambda found: found.group(1) + settings_table() + found.group(3), text), "utf-8")
+    for name, settings in TABLES.items():
+        found = table(name).search(text)
+        assert found is not None
+        text = text.replace(found.group(0), found.group(1) + rows_of(settings) + found.group(3))
+    README.write_text(text, "utf-8")
