@@ -7,12 +7,15 @@ from difflib import get_close_matches
 
 from pydantic import ValidationError
 
+_MAX_SHOWN_CHARS = 200  # of a value
+_MAX_CHARS = 64  # of a name that others are compared with: comparing takes as long as the name is
+
 
 def unknown_name(name: str, known: Iterable[str], kind: str = "setting") -> str:
     """The sentence for a name that does not exist; it offers the nearest one that does."""
     known = sorted(known)
     lowered = name.lower().replace("-", "_")
-    nearest = get_close_matches(lowered, known, n=1, cutoff=0.5)
+    nearest = get_close_matches(lowered, known, n=1, cutoff=0.5) if len(name) <= _MAX_CHARS else []
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are: {', '.join(known)}"
     return f"unknown {kind} {name!r}; {hint}"
 
@@ -31,5 +34,10 @@ def explain(error: ValidationError, known: Iterable[str], kind: str = "setting")
             sentences.append(f"{path} is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            sentences.append(f"{path} is {problem['input']!r}: {message[:1].lower()}{message[1:]}")
+            sentences.append(f"{path} is {_shown(problem['input'])}: {message[:1].lower()}{message[1:]}")
     return "; ".join(sentences)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .completion_protocol import Usage
-from .fields import Items, SamplingFields
+from .fields import Items, PlainValues, SamplingFields
 
 _STRICT = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 _OPEN = ConfigDict(extra="allow", strict=True)  # what a chat template may know of
@@ -119,7 +119,7 @@ class ChatRequest(SamplingFields):
     tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call; the answer ends behind it")
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    chat_template_kwargs: PlainValues | None = None
     add_generation_prompt: bool | None = True
     continue_final_message: bool | None = False
     include_reasoning: bool | None = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from ...configs.sampling import RequestOutputKind, SamplingParams
 from ...configs.structured import StructuredOutputsParams
@@ -20,11 +20,23 @@ Items = Annotated[list[T], Field(fail_fast=True, max_length=1 << 16)]
 Ids = Annotated[list[int], Field(fail_fast=True, max_length=1 << 21)]  # beyond any model's length
 
 _INT64 = 1 << 63
+_MAX_NAMED = 1024  # token ids that end a request, or have a bias: they go into a plan, to every stage
 _SAMPLED = {  # fields that are sampling parameters of the same name
     *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
 }
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if not isinstance(value, bool | int | float | str | None):
+            raise ValueError(f"holds a {type(value).__name__} by the name {name[:64]!r}; it takes plain values")
+    return values
+
+
+_PLAIN_SCHEMA = {"type": "object", "additionalProperties": {"type": ["boolean", "number", "string", "null"]}}
+PlainValues = Annotated[dict[str, Any], AfterValidator(_plain), WithJsonSchema(_PLAIN_SCHEMA)]
 
 
 class StreamOptions(BaseModel):
@@ -72,13 +84,15 @@ class SamplingFields(BaseModel):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=1e6)
-    logit_bias: dict[str, float] | None = Field(None, description="token id: what is added to its logit, -100 to 100")
+    logit_bias: dict[str, float] | None = Field(
+        None, max_length=_MAX_NAMED, description="token id: what is added to its logit, -100 to 100"
+    )
     seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
 
     max_tokens: int | None = Field(None, ge=0, lt=_INT64, description="most tokens to generate")
     min_tokens: int | None = Field(None, ge=0, lt=_INT64)
     stop: str | Items[str] | None = None
-    stop_token_ids: Annotated[list[int], Field(fail_fast=True, max_length=1024)] | None = None
+    stop_token_ids: Annotated[list[int], Field(fail_fast=True, max_length=_MAX_NAMED)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None

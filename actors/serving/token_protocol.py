@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from .chat_protocol import ChatMessage, Tool
-from .fields import Ids, Items
+from .fields import Ids, Items, PlainValues
 
 
 class TokenizeRequest(BaseModel):
@@ -22,7 +22,7 @@ class TokenizeRequest(BaseModel):
     add_special_tokens: bool | None = Field(None, description="default: true for a text, false for a conversation")
     add_generation_prompt: bool | None = True
     continue_final_message: bool | None = False
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    chat_template_kwargs: PlainValues | None = None
     return_token_strs: bool | None = False
 
 

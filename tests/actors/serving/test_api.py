@@ -10,6 +10,7 @@ import pytest
 import penstock
 from penstock.actors.server import Server
 from penstock.configs.load import load_configs
+from penstock.configs.problems import unknown_name
 from penstock.errors import ConfigError, EngineDeadError
 
 from ..fake_engine import END
@@ -170,6 +171,21 @@ def test_what_is_wrong_many_times_over_is_said_briefly_and_soon(served: Served, 
 def test_a_server_that_could_not_serve_is_refused_before_anything_starts(setting: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Server(*load_configs("demo", **setting))
+
+
+def test_a_long_name_is_compared_with_no_other() -> None:
+    assert "did you mean 'stop'" in unknown_name("stopp", ["stop", "x" * 100])
+    assert "did you mean" not in unknown_name("x" * 99, ["stop", "x" * 100])
+
+
+def test_templates_get_plain_values_alone(served: Served) -> None:
+    error = served.refusal(CHAT, messages=HELLO, chat_template_kwargs={"a": 1, "b": []})
+    assert "holds a list by the name 'b'" in error["message"]
+
+
+def test_what_goes_into_every_plan_has_a_bound(served: Served) -> None:
+    many = {str(token_id): 1.0 for token_id in range(1025)}
+    assert "at most 1024 items" in served.refusal(COMPLETIONS, prompt="a", logit_bias=many)["message"]
 
 
 def test_a_list_is_given_up_at_its_first_wrong_item(served: Served) -> None:
