@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -29,6 +30,7 @@ CheckGrammar = Callable[[str], Awaitable[str | None]]
 """The problem of a grammar's spec in words, or None."""
 
 _LONG_BYTES = 20_000  # of a body whose text is encoded on another thread, so that the others' streams go on
+_TEXTS = ThreadPoolExecutor(2, "texts")  # of their own: what asks whether the engine lives waits behind no text
 _CLIENT_GONE = 499  # the status in logs and metrics; nobody reads it
 
 
@@ -219,7 +221,7 @@ class Service:
 async def offloaded(request: Request, work: Callable[[], T]) -> T:
     """What `work` makes of a request's text; a long one's is made beside the event loop."""
     is_long: bool = request.state.num_bytes > _LONG_BYTES
-    return await asyncio.to_thread(work) if is_long else work()
+    return await asyncio.get_running_loop().run_in_executor(_TEXTS, work) if is_long else work()
 
 
 def _record(job: Job, answer: Answer, status: int) -> FinishedRequest:

@@ -40,11 +40,8 @@ async def tokenize(service: Service, request: Request) -> Response:
     """Text, or a conversation in the chat template, as token ids."""
     body = await service.parse(request, TokenizeRequest)
     service.check_model(body.model)
-    ids = await offloaded(request, lambda: _encode(service, body))
-    response = TokenizeResponse(count=len(ids), max_model_len=service.engine.limits.max_model_len, tokens=ids)
-    if body.return_token_strs:
-        response.token_strs = [service.tokenizer.piece(token_id) for token_id in ids]
-    return JSONResponse(response.model_dump())
+    content = await offloaded(request, lambda: _tokenized(service, body).model_dump_json())
+    return Response(content, media_type="application/json")
 
 
 async def detokenize(service: Service, request: Request) -> Response:
@@ -62,6 +59,14 @@ async def detokenize(service: Service, request: Request) -> Response:
 async def embeddings(service: Service, request: Request) -> Response:
     """Refused clearly."""
     raise ApiError(404, "embeddings can't be had here: a generating model is served", code="not_supported")
+
+
+def _tokenized(service: Service, body: TokenizeRequest) -> TokenizeResponse:
+    ids = _encode(service, body)
+    response = TokenizeResponse(count=len(ids), max_model_len=service.engine.limits.max_model_len, tokens=ids)
+    if body.return_token_strs:
+        response.token_strs = [service.tokenizer.piece(token_id) for token_id in ids]
+    return response
 
 
 def _encode(service: Service, body: TokenizeRequest) -> list[int]:
