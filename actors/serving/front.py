@@ -18,6 +18,7 @@ from .errors import ApiError
 from .http_server import HttpServer
 from .metrics import ServingMetrics
 from .service import Engine, Service
+from .shared import Shared
 
 _DRAIN_POLL_S = 0.02
 
@@ -37,10 +38,10 @@ class Front:
     ) -> None:
         chat_parser(serving.tool_call_parser, serving.reasoning_parser, prompt="")  # raises for a name that is none
         self._serving = serving
-        self._health = health
+        self._health = Shared(health)  # anybody may ask, and each answer is a call to the engine
         self._gate = GrammarGate(config.tokenizer_path, engine.limits.vocab_size, serving.grammar_timeout_s)
         self._service = Service(engine, serving, metrics, self._gate.check)
-        self._app = Api(self._service, load_keys(serving.api_key_file), self.check_health, expositions).app
+        self._app = Api(self._service, load_keys(serving.api_key_file), self.check_health, Shared(expositions)).app
         self._server: HttpServer | None = None
 
     async def start(self) -> None:

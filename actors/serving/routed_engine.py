@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..llm import connect
 from ..prompts import Limits, Prompt
 from ..ray_errors import first_line
 from ..tokenizer import Tokenizer
+from .shared import Shared
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class RoutedEngine:
         self._engines = engines  # a DeploymentHandle whose calls stream
         self._model = first  # its limits and its tokenizer are every engine's
         self._connected = {first.name: first}
-        self._lock = asyncio.Lock()
+        self._connecting: dict[str, Shared[AsyncEngine]] = {}
 
     @classmethod
     async def connect(cls, engines: Any) -> RoutedEngine:
@@ -118,12 +120,18 @@ class RoutedEngine:
             held.cancel()
 
     async def _engine(self, name: str) -> AsyncEngine:
-        for gone in [each for each, engine in self._connected.items() if engine.is_dead]:
-            self._connected.pop(gone).close()
-        if name not in self._connected:
-            async with self._lock:
-                if name not in self._connected:
-                    self._connected[name] = await asyncio.to_thread(connect, name)
+        for gone in [self._connected.pop(each) for each, engine in list(self._connected.items()) if engine.is_dead]:
+            await asyncio.to_thread(gone.close)
+        if (engine := self._connected.get(name)) is not None:
+            return engine
+        return await self._connecting.setdefault(name, Shared(partial(self._connect, name)))()
+
+    async def _connect(self, name: str) -> AsyncEngine:
+        """Goes on when nobody waits any more, so that a connection that comes late is kept, and not lost."""
+        try:
+            self._connected[name] = await asyncio.to_thread(connect, name)
+        finally:
+            del self._connecting[name]
         return self._connected[name]
 
 
