@@ -1,4 +1,7 @@
-"""uvicorn on an event loop that already runs, with bounds on what a connection may do before its request is there."""
+"""uvicorn on an event loop that already runs, with bounds on what a connection may do.
+
+They hold before a request is there, and for an answer that nobody reads; what an endpoint does has its own.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,35 @@ from ...errors import ConfigError
 
 MAX_HEAD_BYTES = 64 << 10  # request line and headers; and trailers, and a chunk's extension
 KEEP_ALIVE_S = 75  # of an idle connection, beyond what load balancers keep theirs
+STALL_S = 60.0  # for so long a client may leave unread what waits for it, and then its request ends
 _BACKLOG = 2048
 
 
 class _BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection on which too much comes that is no body, or whose request line and headers take too long."""
+    """Closes a connection on which too much comes that is no body, whose head takes too long, or that isn't read."""
 
     head_timeout_s = 30.0
+    stall_timeout_s = STALL_S
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._num_idle_bytes = 0  # since the parser last came forward: of a head, of trailers, of a chunk's extension
         self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
         super().connection_lost(exc)
+        self._is_read()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall_timer = self.loop.call_later(self.stall_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_read()
 
     def data_received(self, data: bytes) -> None:
         self._num_idle_bytes += len(data)
@@ -65,6 +80,11 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _is_read(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
 
 class HttpServer:

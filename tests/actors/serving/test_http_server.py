@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from penstock.actors.serving import http_server
 from penstock.actors.serving.http_server import MAX_HEAD_BYTES, HttpServer, check_port
 from penstock.errors import ConfigError
 
@@ -127,6 +128,35 @@ def test_a_request_that_runs_is_no_head_that_does_not_come() -> None:
             return await asking
 
     assert b"200 OK" in run(wait())
+
+
+def test_an_answer_that_nobody_reads_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server._BoundedProtocol, "stall_timeout_s", 0.1)
+    has_gone = asyncio.Event()
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        sending = asyncio.ensure_future(send_on(send))
+        await receive()
+        sending.cancel()
+        has_gone.set()
+
+    async def send_on(send: Send) -> None:
+        while True:
+            await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+
+    async def leave_unread() -> None:
+        port = free_port()
+        server = HttpServer(endless, "127.0.0.1", port, 30.0)
+        await server.start()
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+        writer.write(GET % 1)
+        await asyncio.wait_for(has_gone.wait(), 10)
+        writer.close()
+        await server.stop(1.0)
+
+    run(leave_unread())
 
 
 @pytest.mark.parametrize(
