@@ -16,13 +16,13 @@ def finite(logprob: float) -> float:
     return logprob if _LEAST < logprob < math.inf else _LEAST
 
 
-def chat_logprobs(output: CompletionOutput, piece: Callable[[int], str], with_likeliest: bool) -> dict[str, Any] | None:
-    """An entry for each token of the output; None where none were asked for."""
+def chat_logprobs(output: CompletionOutput, piece: Callable[[int], str], num_likeliest: int) -> dict[str, Any] | None:
+    """An entry for each token of the output, with so many in its place; None where none were asked for."""
     if output.logprobs is None:
         return None
     entries = []
     for table, token_id in zip(output.logprobs, output.token_ids, strict=True):
-        likeliest = sorted(table.items(), key=lambda item: -item[1].logprob) if with_likeliest else []
+        likeliest = sorted(table.items(), key=lambda item: -item[1].logprob)[:num_likeliest]
         entry = _token(piece(token_id), table[token_id].logprob)
         entries.append(entry | {"top_logprobs": [_token(piece(other), each.logprob) for other, each in likeliest]})
     return {"content": entries}
