@@ -27,8 +27,9 @@ class Keys:
         """Raises ApiError 401 unless the header brings one of the keys."""
         if not self._digests:
             return
+        # A header's text stands for its bytes, one character for each.
         scheme, _, key = (authorization or "").partition(" ")
-        found = _digest(key.strip().encode("utf-8", "surrogateescape")) if scheme.lower() == "bearer" else b""
+        found = _digest(key.strip(" \t").encode("latin-1", "replace")) if scheme.lower() == "bearer" else b""
         matches = [hmac.compare_digest(found, digest) for digest in self._digests]  # all of them, whichever fits
         if not any(matches):
             raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")

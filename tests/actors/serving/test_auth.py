@@ -25,6 +25,10 @@ def test_each_key_opens(value: str) -> None:
     Keys(["one", "two"]).check(value)
 
 
+def test_a_key_may_be_of_any_letters() -> None:
+    Keys(["clé à"]).check("Bearer clé à".encode().decode("latin-1"))
+
+
 def test_a_server_without_keys_is_open() -> None:
     Keys([]).check(None)
 
