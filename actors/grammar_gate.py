@@ -19,12 +19,17 @@ from json import dumps, loads
 from typing import cast
 
 from ..configs.structured import LIMITS, GrammarLimits, problem_of, split_spec
+from ..errors import PenstockError
 
 MAX_WAITING = 64
 MAX_VERDICTS = 1024
 RETRY_S = 60.0  # for so long a grammar that took too long, or crashed the child, isn't tried again
 START_TIMEOUT_S = 60.0
 MEMORY_BYTES = 1 << 30  # beyond what the child has when it is ready
+
+
+class GateClosedError(PenstockError):
+    """No grammar can be checked now, whatever it is; later one may be."""
 
 
 class GrammarGate:
@@ -53,7 +58,7 @@ class GrammarGate:
         return self._child.pid if self._child is not None else None
 
     async def check(self, spec: str) -> str | None:
-        """The problem with a spec in words; None: an engine may have it."""
+        """The problem with a spec in words; None: an engine may have it. Raises GateClosedError."""
         problem = problem_of(spec, self._limits)
         if problem is not None:
             return problem
@@ -64,7 +69,7 @@ class GrammarGate:
             return known[0]
         if key not in self._inquiries:
             if len(self._inquiries) >= MAX_WAITING:
-                return f"{MAX_WAITING} grammars wait to be checked: try again later"
+                raise GateClosedError(f"{MAX_WAITING} grammars wait to be checked: try again later")
             self._inquiries[key] = asyncio.create_task(self._inquire(key, spec))
         return await asyncio.shield(self._inquiries[key])  # who asked may leave; the child goes on
 
@@ -92,7 +97,7 @@ class GrammarGate:
             child = await self._ready()
         except (OSError, TimeoutError) as error:
             self._kill()
-            return f"grammars can't be checked: {error or type(error).__name__}", 0.0
+            raise GateClosedError(f"grammars can't be checked: {error or type(error).__name__}") from None
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write(dumps(spec).encode() + b"\n")
