@@ -64,7 +64,7 @@ class Tokenizer:
             self._pieces[token_id] = self.decode([token_id], skip_special_tokens=False)
         return self._pieces[token_id]
 
-    def chat_prompt(self, messages: list[Message], **options: Any) -> str:
+    def chat_prompt(self, messages: list[Message], /, **options: Any) -> str:
         """The text that the chat template makes of a conversation, ready for an answer.
 
         `options` go to the template: `add_generation_prompt` (True), `chat_template`, and the template's own names.

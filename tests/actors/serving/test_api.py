@@ -183,6 +183,10 @@ def test_templates_get_plain_values_alone(served: Served) -> None:
     assert "holds a list by the name 'b'" in error["message"]
 
 
+def test_a_template_value_may_have_any_name(served: Served) -> None:
+    assert "template can't take" in served.refusal(CHAT, messages=HELLO, chat_template_kwargs={"self": 1})["message"]
+
+
 def test_what_goes_into_every_plan_has_a_bound(served: Served) -> None:
     many = {str(token_id): 1.0 for token_id in range(1025)}
     assert "at most 1024 items" in served.refusal(COMPLETIONS, prompt="a", logit_bias=many)["message"]
