@@ -18,11 +18,14 @@ from .chat_logprobs import chat_logprobs
 from .chat_parser import ChatParser, chat_parser
 from .chat_prompt import chat_prompt
 from .chat_protocol import ChatRequest
+from .envelope import Envelope
 from .errors import refused
 from .fields import only_one
 from .service import Job, Service, offloaded
 from .streams import DONE, EventStream, sse, until_gone
 from .usage import usage_of
+
+_WHOLE, _CHUNK = "chat.completion", "chat.completion.chunk"
 
 
 async def chat_completions(service: Service, request: Request) -> Response:
@@ -62,6 +65,7 @@ class _Reply:
 
     def __init__(self, service: Service, body: ChatRequest, job: Job) -> None:
         self._service, self._body, self._job = service, body, job
+        self._envelope = Envelope(service, body, job, lambda: usage_of(job.answers))
         (self._answer,) = job.answers
         prompt = self._answer.prompt.text or ""
         reads_calls = bool(body.tools) and body.tool_choice != "none"
@@ -72,8 +76,7 @@ class _Reply:
     def whole(self) -> dict[str, Any]:
         """The response of a request that has ended."""
         choices = [self._whole_choice(output) for output in self._answer.output().outputs]
-        response = self._envelope("chat.completion", choices)
-        response["usage"] = usage_of(self._job.answers).model_dump()
+        response = self._envelope.whole(_WHOLE, choices)
         if self._body.return_token_ids:
             response["prompt_token_ids"] = self._answer.prompt.token_ids
         return response
@@ -82,19 +85,12 @@ class _Reply:
         """The response as events; those of one step of the engine travel together."""
         async with aclosing(self._service.run(self._job)) as steps:
             async for moved in steps:
-                yield b"".join(self._chunk(output) for answer in moved for output in answer.news())
+                news = (self._choice(output) for answer in moved for output in answer.news())
+                choices = [choice for choice in news if choice is not None]
+                yield b"".join(map(sse, self._envelope.chunks(_CHUNK, choices)))
         if self._body.wants_usage:
-            yield sse(self._envelope("chat.completion.chunk", []) | {"usage": usage_of(self._job.answers).model_dump()})
+            yield sse(self._envelope.whole(_CHUNK, []))
         yield DONE
-
-    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._job.request_id,
-            "object": kind,
-            "created": self._job.created,
-            "model": self._service.model_name,
-            "choices": choices,
-        }
 
     def _whole_choice(self, output: CompletionOutput) -> dict[str, Any]:
         parser = self._parsers[output.index]
@@ -111,25 +107,18 @@ class _Reply:
             message["reasoning_content"] = said.reasoning
         return {"index": output.index, "message": message} | self._ending(output, parser)
 
-    def _chunk(self, output: CompletionOutput) -> bytes:
-        """One choice's event; nothing where nothing has come: bytes that are no character yet, or a tag's beginning."""
+    def _choice(self, output: CompletionOutput) -> dict[str, Any] | None:
+        """What a chunk says; None where nothing has come: bytes that are no character yet, or a tag's beginning."""
         parser = self._parsers[output.index]
         deltas = [parser.feed(output.text)] + ([parser.finish()] if output.finished() else [])
         delta = _as_json(map(self._only_wanted, deltas))
         is_first = not self._has_begun[output.index]
         if not (delta or output.finished() or is_first or self._body.return_token_ids or output.logprobs):
-            return b""
+            return None
         if is_first:
             self._has_begun[output.index] = True
             delta = {"role": "assistant", "content": ""} | delta
-        chunk = self._envelope(
-            "chat.completion.chunk", [{"index": output.index, "delta": delta} | self._ending(output, parser)]
-        )
-        if self._body.wants_running_usage:
-            chunk["usage"] = usage_of(self._job.answers).model_dump()
-        elif self._body.wants_usage:
-            chunk["usage"] = None
-        return sse(chunk)
+        return {"index": output.index, "delta": delta} | self._ending(output, parser)
 
     def _ending(self, output: CompletionOutput, parser: ChatParser) -> dict[str, Any]:
         """What stands beside the message: logprobs, and why it ended."""

@@ -15,10 +15,13 @@ from ..outputs import CompletionOutput, PositionLogprobs
 from ..prompts import Prompt
 from .chat_logprobs import finite
 from .completion_protocol import CompletionLogprobs, CompletionRequest, Usage
+from .envelope import Envelope
 from .fields import only_one
 from .service import Job, Service
 from .streams import DONE, EventStream, sse, until_gone
 from .usage import usage_of
+
+_KIND = "text_completion"
 
 
 async def completions(service: Service, request: Request) -> Response:
@@ -65,6 +68,7 @@ class _Reply:
 
     def __init__(self, service: Service, body: CompletionRequest, job: Job) -> None:
         self._service, self._body, self._job = service, body, job
+        self._envelope = Envelope(service, body, job, self._usage)
         self._offsets: dict[int, int] = {}  # by choice: characters of the tokens that came before, for text_offset
         self._is_echo_only = bool(body.echo) and body.max_tokens == 0
         self._echoes = [self._prompt_text(answer) for answer in job.answers] if body.echo else []
@@ -72,33 +76,17 @@ class _Reply:
     def whole(self) -> dict[str, Any]:
         """The response of a request that has ended."""
         choices = [self._choice(answer, output) for answer in self._job.answers for output in self._outputs(answer)]
-        return self._envelope(choices) | {"usage": self._usage().model_dump()}
+        return self._envelope.whole(_KIND, choices)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The response as events; those of one step of the engine travel together."""
         async with aclosing(self._service.run(self._job)) as steps:
             async for moved in steps:
-                yield b"".join(self._chunk(answer, output) for answer in moved for output in self._deltas(answer))
+                choices = [self._choice(answer, output) for answer in moved for output in self._deltas(answer)]
+                yield b"".join(map(sse, self._envelope.chunks(_KIND, choices)))
         if self._body.wants_usage:
-            yield sse(self._envelope([]) | {"usage": self._usage().model_dump()})
+            yield sse(self._envelope.whole(_KIND, []))
         yield DONE
-
-    def _envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._job.request_id,
-            "object": "text_completion",
-            "created": self._job.created,
-            "model": self._service.model_name,
-            "choices": choices,
-        }
-
-    def _chunk(self, answer: Answer, output: CompletionOutput) -> bytes:
-        chunk = self._envelope([self._choice(answer, output)])
-        if self._body.wants_running_usage:
-            chunk["usage"] = self._usage().model_dump()
-        elif self._body.wants_usage:
-            chunk["usage"] = None
-        return sse(chunk)
 
     def _outputs(self, answer: Answer) -> Sequence[CompletionOutput]:
         return self._trimmed(answer.output().outputs)
