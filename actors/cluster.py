@@ -52,6 +52,7 @@ class Cluster:
 class Place:
     """Where a process runs, for choosing between ipc and tcp."""
 
+    node_id: str  # Ray's
     node: str  # node and user
     host: str
 
@@ -80,7 +81,7 @@ def ensure_ray(
 def this_place() -> Place:
     """The place of this process, which is in a Ray cluster."""
     node_id = ray.get_runtime_context().get_node_id()
-    return Place(f"{node_id}:{os.getuid()}", ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    return Place(node_id, f"{node_id}:{os.getuid()}", ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def total_resources() -> dict[str, float]:

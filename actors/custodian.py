@@ -128,7 +128,7 @@ class Custody:
 
 
 def _hire(app_name: str) -> Any:
-    node_id = this_place().node.partition(":")[0]
+    node_id = this_place().node_id
     options = CustodianActor.options(
         name=f"custodian-{app_name}",
         namespace=_NAMESPACE,

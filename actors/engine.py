@@ -183,7 +183,7 @@ def _resolved(config: EngineConfig) -> EngineConfig:
 
 def _create(spec: EngineSpec) -> Any:
     """The engine's actor, on this node where possible; without a CPU of its own, so that it always has a place."""
-    node_id = this_place().node.partition(":")[0]
+    node_id = this_place().node_id
     options = SchedulerActor.options(
         name=spec.name,
         namespace=NAMESPACE,

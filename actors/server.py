@@ -93,7 +93,7 @@ class Server:
             http_options=HTTPOptions(host=serving.host, port=serving.port),
             logging_config=LOGGING,
         )
-        node_id = this_place().node.partition(":")[0] if is_direct else None
+        node_id = this_place().node_id if is_direct else None
         try:
             serve.run(
                 application(self._config, serving, node_id),
