@@ -120,11 +120,15 @@ class RoutedEngine:
             held.cancel()
 
     async def _engine(self, name: str) -> AsyncEngine:
-        for gone in [self._connected.pop(each) for each, engine in list(self._connected.items()) if engine.is_dead]:
+        while (gone := self._take_dead()) is not None:  # one by one: who asks may leave in between
             await asyncio.to_thread(gone.close)
         if (engine := self._connected.get(name)) is not None:
             return engine
         return await self._connecting.setdefault(name, Shared(partial(self._connect, name)))()
+
+    def _take_dead(self) -> AsyncEngine | None:
+        name = next((name for name, engine in self._connected.items() if engine.is_dead), None)
+        return None if name is None else self._connected.pop(name)
 
     async def _connect(self, name: str) -> AsyncEngine:
         """Goes on when nobody waits any more, so that a connection that comes late is kept, and not lost."""
