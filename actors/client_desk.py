@@ -72,6 +72,10 @@ class ClientDesk:
     def deliver(self, events: list[TokenEvent]) -> None:
         """Hands every client its events in one message, then helps those that are behind."""
         by_client: dict[str, list[TokenEvent]] = {}
+        if self.grammars.has_users:
+            for event in events:
+                if event.finish_reason is not None:
+                    self.grammars.finished((event.client_id, event.request_id))
         for event in events:
             by_client.setdefault(event.client_id, []).append(event)
         for client_id, batch in by_client.items():

@@ -27,7 +27,7 @@ def main(folder: str, vocab_size: str, memory_bytes: str) -> None:
     specs: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read, args=(specs,), daemon=True).start()
     end = 0  # nothing is sampled here, so that any token may be the end
-    compiler = GrammarCompiler(folder, int(vocab_size), [end], cache_bytes=1)
+    compiler = GrammarCompiler(folder, int(vocab_size), [end])
     _problem_of(compiler, "regex\na")  # loads the libraries
     _bound_memory(int(memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -47,6 +47,7 @@ def _problem_of(compiler: GrammarCompiler, spec: str) -> str | None:
         compiled = compiler.compile(spec)
     except RequestError as error:
         return str(error)
+    compiler.forget(spec)
     from xgrammar import GrammarMatcher, allocate_token_bitmask
 
     mask = allocate_token_bitmask(1, compiler.vocab_size)

@@ -1,9 +1,10 @@
 """Requests whose grammar is not compiled yet wait here, outside the scheduler, which never learns of grammars.
 
 A spec that is new goes to every rank of the last stage, on the way that plans take; each compiles it on a thread of its
-own and says whether it could. The request is handed on when all have; what is known passes at once. So the pipeline
-never waits for a compiler, except for a spec that a rank has forgotten meanwhile, which it compiles again as it comes.
-Everything is bounded: specs under way, requests that wait, how long each waits, verdicts that are remembered.
+own and says whether it could. The request is handed on when all have; what is known passes at once. The ranks keep a
+grammar until they are told to forget it, which is when no request uses it and its bytes are needed for others. So the
+pipeline never waits for a compiler. Everything is bounded: specs under way, requests that wait, how long each waits,
+the bytes of grammars that are kept, the problems that are remembered.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from ..configs.structured import LIMITS, split_spec
 from ..errors import EngineDeadError
 from ..scheduler.messages import NewRequest
 from .liveness import ObserverClock
-from .wire import Kind, decode_compiled, encode_grammar, frame
+from .wire import Kind, decode_compiled, encode_grammar, encode_text, frame
 from .worker_port import WorkerPort
 
 MAX_UNDER_WAY = 8  # specs sent and not answered by all
 MAX_WAITING = 1024  # requests
-MAX_VERDICTS = 4096
+MAX_PROBLEMS = 4096
+MAX_KEPT_BYTES = 256 << 20  # of compiled grammars, on each rank
 COMPILE_TIMEOUT_S = 30.0
 
 _Key = tuple[str, str]
@@ -38,7 +40,16 @@ class _Compilation:
     owed: int  # answers
     is_sent: bool = False
     problem: str | None = None
+    num_bytes: int = 0  # on the rank where it takes most
     waiting: dict[_Key, tuple[NewRequest, float]] = field(default_factory=dict)  # and since when
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A grammar that the ranks hold."""
+
+    num_bytes: int
+    num_users: int = 0  # requests that are not finished
 
 
 class GrammarDesk:
@@ -60,7 +71,10 @@ class GrammarDesk:
         self._numbers = itertools.count()
         self._compilations: dict[str, _Compilation] = {}  # by spec, oldest first
         self._by_number: dict[int, _Compilation] = {}
-        self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()  # by the spec's hash: the problem
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # by spec, the one longest unused first
+        self._num_bytes = 0  # of them all
+        self._specs: dict[_Key, str] = {}  # of requests that were handed on and are not finished
+        self._problems: OrderedDict[bytes, str] = OrderedDict()  # by the spec's hash
 
     @property
     def num_waiting(self) -> int:
@@ -70,19 +84,30 @@ class GrammarDesk:
     def submit(self, request: NewRequest) -> None:
         """Hands the request on, refuses it, or keeps it until its grammar is compiled."""
         spec = request.sampling.grammar
-        if self._compilations and self._find(request.key) is not None:
+        if request.key in self._specs or (self._compilations and self._find(request.key) is not None):
             self._refuse(request, f"request id {request.request_id!r} of {request.client_id!r} is already in use")
         elif not spec:
             self._add(request)
         elif len(spec) > LIMITS.max_bytes + 16:
             self._refuse(request, f"the grammar has {len(spec)} characters; {LIMITS.max_bytes} bytes are allowed")
-        elif (key := _hash(spec)) in self._verdicts:
-            self._verdicts.move_to_end(key)
-            self._settle(request, self._verdicts[key])
+        elif spec in self._kept:
+            self._hand_on(request)
+        elif (problem := self._problems.get(_hash(spec))) is not None:
+            self._refuse(request, problem)
         elif self.num_waiting >= MAX_WAITING:
             self._refuse(request, f"{MAX_WAITING} requests wait for their grammars to be compiled: try again later")
         else:
             self._keep(spec, request)
+
+    @property
+    def has_users(self) -> bool:
+        """Whether a request that was handed on has a grammar."""
+        return bool(self._specs)
+
+    def finished(self, key: _Key) -> None:
+        """A request has had its final event; those without a grammar are fine."""
+        if (spec := self._specs.pop(key, None)) is not None:
+            self._kept[spec].num_users -= 1
 
     def forget(self, client_id: str, request_id: str) -> bool:
         """Drops a request that waits; whether it did."""
@@ -94,25 +119,24 @@ class GrammarDesk:
 
     def forget_client(self, client_id: str) -> None:
         """Drops all requests of a client that is gone."""
+        for key in [key for key in self._specs if key[0] == client_id]:
+            self.finished(key)
         for compilation in self._compilations.values():
             for key in [key for key in compilation.waiting if key[0] == client_id]:
                 del compilation.waiting[key]
 
     def take(self, body: memoryview) -> None:
         """A rank's answer; the last one settles the requests that waited for it."""
-        number, problem = decode_compiled(body)
+        number, problem, num_bytes = decode_compiled(body)
         compilation = self._by_number[number]
         compilation.problem = compilation.problem or problem
+        compilation.num_bytes = max(compilation.num_bytes, num_bytes)
         compilation.owed -= 1
         if compilation.owed:
             return
         del self._by_number[number]
         del self._compilations[compilation.spec]
-        self._verdicts[_hash(compilation.spec)] = compilation.problem
-        while len(self._verdicts) > MAX_VERDICTS:
-            self._verdicts.popitem(last=False)
-        for request, _ in compilation.waiting.values():
-            self._settle(request, compilation.problem)
+        self._settle(compilation)
         self._send_more()
 
     def tick(self) -> None:
@@ -131,11 +155,41 @@ class GrammarDesk:
                 self._refuse(request, message)
             compilation.waiting.clear()
 
-    def _settle(self, request: NewRequest, problem: str | None) -> None:
-        if problem is None:
-            self._add(request)
-        else:
-            self._refuse(request, problem)
+    def _settle(self, compilation: _Compilation) -> None:
+        """Keeps the grammar and hands its requests on, or remembers what is wrong with it and refuses them."""
+        spec, problem, num_bytes = compilation.spec, compilation.problem, compilation.num_bytes
+        requests = [request for request, _ in compilation.waiting.values()]
+        if problem is not None:
+            self._problems[_hash(spec)] = problem
+            while len(self._problems) > MAX_PROBLEMS:
+                self._problems.popitem(last=False)
+        elif not self._make_room(num_bytes):
+            problem = f"the grammar takes {num_bytes} bytes; {MAX_KEPT_BYTES} are kept, and others use them: try later"
+        if problem is not None:
+            self._tell_ranks(Kind.FORGET, encode_text(spec))  # some may have compiled it
+            for request in requests:
+                self._refuse(request, problem)
+            return
+        self._kept[spec] = _Kept(num_bytes)
+        self._num_bytes += num_bytes
+        for request in requests:
+            self._hand_on(request)
+
+    def _make_room(self, num_bytes: int) -> bool:
+        """Lets the ranks forget what no request uses until so many bytes are free; whether they are."""
+        for spec in [spec for spec, each in self._kept.items() if not each.num_users]:
+            if self._num_bytes + num_bytes <= MAX_KEPT_BYTES:
+                break
+            self._num_bytes -= self._kept.pop(spec).num_bytes
+            self._tell_ranks(Kind.FORGET, encode_text(spec))
+        return self._num_bytes + num_bytes <= MAX_KEPT_BYTES
+
+    def _hand_on(self, request: NewRequest) -> None:
+        spec = request.sampling.grammar
+        self._kept[spec].num_users += 1
+        self._kept.move_to_end(spec)
+        self._specs[request.key] = spec
+        self._add(request)
 
     def _find(self, key: _Key) -> _Compilation | None:
         return next((each for each in self._compilations.values() if key in each.waiting), None)
@@ -159,7 +213,10 @@ class GrammarDesk:
     def _send(self, compilation: _Compilation) -> None:
         compilation.is_sent = True
         self._by_number[compilation.number] = compilation
-        data = frame(Kind.GRAMMAR, encode_grammar(compilation.number, compilation.spec))
+        self._tell_ranks(Kind.GRAMMAR, encode_grammar(compilation.number, compilation.spec))
+
+    def _tell_ranks(self, kind: Kind, body: bytes) -> None:
+        data = frame(kind, body)
         for worker in self._workers:
             if not worker.plans.send(data):
                 raise EngineDeadError(f"{worker.name} takes no grammars: its queue is full")

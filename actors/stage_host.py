@@ -20,7 +20,7 @@ from .grammar_thread import GrammarThread
 from .links import LinkRoom
 from .ports import RankPosition, open_ports
 from .sockets import Address, Peer, Receiver, Sender, Sockets
-from .wire import Kind, decode_grammar, encode_compiled, encode_step, encode_text, frame, unframe
+from .wire import Kind, decode_grammar, decode_text, encode_compiled, encode_step, encode_text, frame, unframe
 from .worker_port import MAX_PLANS, MAX_UPLINK, WorkerName
 
 log = logging.getLogger(__name__)
@@ -148,6 +148,8 @@ class StageHost:
                 self._runner.submit(decode_plan(cast(bytes, body)))
             elif kind is Kind.GRAMMAR and self._grammars is not None:
                 self._grammars.submit(*decode_grammar(body))
+            elif kind is Kind.FORGET and self._grammars is not None:
+                self._grammars.forget(decode_text(body))
             else:
                 raise ValueError(f"an unexpected {kind.name} message among the plans")
 
@@ -161,8 +163,8 @@ class StageHost:
         if not self._send(Kind.RESULT, encode_result(result)):
             raise RuntimeError(f"the engine takes no results: the queue is full at step {result.step}")
 
-    def _send_compiled(self, number: int, problem: str | None) -> None:
-        if not self._send(Kind.COMPILED, encode_compiled(number, problem)):
+    def _send_compiled(self, number: int, problem: str | None, num_bytes: int) -> None:
+        if not self._send(Kind.COMPILED, encode_compiled(number, problem, num_bytes)):
             self._report(RuntimeError("the engine takes no answers to grammars: the queue is full"))
 
     def _report(self, error: BaseException) -> None:

@@ -39,6 +39,7 @@ class Kind(IntEnum):
     FAILED = 10  # engine -> client: the engine has ended, and why
     GRAMMAR = 11  # engine -> last stage: a grammar to compile
     COMPILED = 12  # last stage -> engine: that it is, or why not
+    FORGET = 13  # engine -> last stage: a grammar that no request uses
 
 
 def frame(kind: Kind, body: bytes = b"") -> bytes:
@@ -96,7 +97,7 @@ def decode_events(data: Body, client_id: str) -> list[TokenEvent]:
 
 
 def encode_text(text: str) -> bytes:
-    """An abort's request id, or the text of a failure."""
+    """An abort's request id, the text of a failure, or a grammar to forget."""
     return _pack(text)
 
 
@@ -126,15 +127,15 @@ def decode_grammar(data: Body) -> tuple[int, str]:
     return number, spec
 
 
-def encode_compiled(number: int, problem: str | None) -> bytes:
-    """The answer to a grammar; None: it is compiled."""
-    return _pack([number, problem])
+def encode_compiled(number: int, problem: str | None, num_bytes: int) -> bytes:
+    """The answer to a grammar; None: it is compiled, and takes so many bytes."""
+    return _pack([number, problem, num_bytes])
 
 
-def decode_compiled(data: Body) -> tuple[int, str | None]:
+def decode_compiled(data: Body) -> tuple[int, str | None, int]:
     """The reverse of `encode_compiled`."""
-    number, problem = _unpack(data, 2)
-    return number, problem
+    number, problem, num_bytes = _unpack(data, 3)
+    return number, problem, num_bytes
 
 
 def _encode_event(event: TokenEvent) -> list[Any]:

@@ -1,7 +1,8 @@
 """Compiles grammars into what matchers run on: a spec's text (`configs.structured`) and the model's own vocabulary.
 
 xgrammar, which loads torch's compilers and more, is imported with the first grammar. Compiling takes from a millisecond
-to seconds and lets other threads run; what is compiled is kept, up to a bound on its bytes, and found again at once.
+to seconds and lets other threads run. What is compiled is kept until somebody says `forget`, and found again at once:
+whoever announces grammars knows which are in use, and how many bytes they may take.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, TokenizerInfo
     from xgrammar import GrammarCompiler as Compiler
 
-CACHE_BYTES = 256 << 20
 _ANY_OBJECT = '{"type":"object"}'
 _PLAIN = set(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
 
@@ -29,21 +29,14 @@ _PLAIN = set(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
 class GrammarCompiler:
     """For one model; threads may share it."""
 
-    def __init__(
-        self,
-        folder: str | None,
-        vocab_size: int,
-        eos_token_ids: Sequence[int],
-        num_threads: int = 1,
-        cache_bytes: int = CACHE_BYTES,
-    ) -> None:
+    def __init__(self, folder: str | None, vocab_size: int, eos_token_ids: Sequence[int], num_threads: int = 1) -> None:
         """`folder` holds tokenizer.json; None: the engine runs without a tokenizer, and every grammar is refused."""
         self.vocab_size = vocab_size
         self.eos_token_ids = [token_id for token_id in eos_token_ids if 0 <= token_id < vocab_size]
         self._folder = folder
         self.num_threads = num_threads
-        self._cache_bytes = cache_bytes
         self._compiler: Compiler | None = None
+        self._kept: dict[str, CompiledGrammar] = {}  # by spec
         self._lock = threading.Lock()  # of the compiler's making
 
     @classmethod
@@ -55,6 +48,16 @@ class GrammarCompiler:
 
     def compile(self, spec: str) -> CompiledGrammar:
         """The grammar of a spec; raises RequestError in words of the grammar's author."""
+        if (kept := self._kept.get(spec)) is not None:
+            return kept
+        compiled = self._kept[spec] = self._compile(spec)
+        return compiled
+
+    def forget(self, spec: str) -> None:
+        """Lets a grammar go; a matcher that runs on it holds it as long as it needs."""
+        self._kept.pop(spec, None)
+
+    def _compile(self, spec: str) -> CompiledGrammar:
         compiler = self._ready()
         kind, text = split_spec(spec)
         try:
@@ -88,7 +91,7 @@ class GrammarCompiler:
         import xgrammar
 
         info = tokenizer_info(path, self.vocab_size, self.eos_token_ids)
-        return xgrammar.GrammarCompiler(info, max_threads=self.num_threads, cache_limit_bytes=self._cache_bytes)
+        return xgrammar.GrammarCompiler(info, max_threads=self.num_threads, cache_enabled=False)
 
 
 def tokenizer_info(path: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> TokenizerInfo:

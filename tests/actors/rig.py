@@ -18,6 +18,7 @@ from penstock.actors.wire import (
     Kind,
     decode_events,
     decode_grammar,
+    decode_text,
     encode_compiled,
     encode_request,
     encode_step,
@@ -106,6 +107,7 @@ class FakeWorker:
         self.paused = False
         self.ended = False
         self.grammars: list[tuple[int, str]] = []  # announced
+        self.forgotten: list[str] = []
         self.compiles = True  # whether it answers to them; what holds "wrong" is wrong
         self._answers = answers
         self._mirror = Mirror(64, 64, 4)
@@ -130,10 +132,15 @@ class FakeWorker:
                 self._step(data)
 
     def compiled(self, number: int, spec: str) -> None:
-        self.uplink.send(frame(Kind.COMPILED, encode_compiled(number, "no such type" if "wrong" in spec else None)))
+        self.uplink.send(
+            frame(Kind.COMPILED, encode_compiled(number, "no such type" if "wrong" in spec else None, 1000))
+        )
 
     def _step(self, data: bytes) -> None:
         kind, body = unframe(data)
+        if kind is Kind.FORGET:
+            self.forgotten.append(decode_text(body))
+            return
         if kind is Kind.GRAMMAR:
             self.grammars.append(decode_grammar(body))
             if self.compiles:

@@ -41,11 +41,14 @@ class Plans:
 class Compiler:
     """Knows three specs."""
 
-    def compile(self, spec: str) -> None:
+    memory_size_bytes = 5
+
+    def compile(self, spec: str) -> Compiler:
         if spec == "refuse":
             raise RequestError("not like this")
         if spec == "break":
             raise KeyError(spec)
+        return self
 
 
 @pytest.fixture
@@ -74,8 +77,8 @@ def release(rig: LoopRig) -> None:
 
 def test_grammars_survive_the_wire() -> None:
     assert decode_grammar(encode_grammar(3, "regex\né")) == (3, "regex\né")
-    assert decode_compiled(encode_compiled(3, None)) == (3, None)
-    assert decode_compiled(encode_compiled(4, "no")) == (4, "no")
+    assert decode_compiled(encode_compiled(3, None, 7)) == (3, None, 7)
+    assert decode_compiled(encode_compiled(4, "no", 0)) == (4, "no", 0)
 
 
 def test_a_grammar_is_compiled_once_and_by_the_last_stage_alone(rig: LoopRig) -> None:
@@ -184,21 +187,49 @@ def test_every_rank_of_the_last_stage_compiles_and_one_problem_is_enough(problem
     )
     desk.submit(request("a", grammar=SPEC))
     assert sent == [(1, 0), (1, 1)]
-    desk.take(memoryview(encode_compiled(0, problem)))
+    desk.take(memoryview(encode_compiled(0, problem, 1)))
     assert desk.num_waiting == 1
-    desk.take(memoryview(encode_compiled(0, None)))
+    desk.take(memoryview(encode_compiled(0, None, 2)))
     assert (added, refused) == ((["a"], []) if problem is None else ([], [problem]))
 
 
+def test_ranks_forget_what_no_request_uses_when_room_is_needed(rig: LoopRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_desk, "MAX_KEPT_BYTES", 2500)  # two grammars of the rig's size
+    client, answers = rig.client(), Answers()
+    for count, name in enumerate("abcb", 1):
+        client.submit(request(f"{name}{count}", grammar=f"regex\n{name}"))
+        client.read(answers, count)
+    assert all(end.finish_reason == "length" for end in answers.ends.values())
+    assert [spec for _, spec in rig.workers[-1].grammars] == ["regex\na", "regex\nb", "regex\nc"]
+    assert rig.workers[-1].forgotten == ["regex\na"]
+
+
+def test_grammars_in_use_are_kept_and_one_too_many_is_refused(rig: LoopRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_desk, "MAX_KEPT_BYTES", 1500)
+    client, answers = rig.client(), Answers()
+    rig.workers[0].paused = rig.workers[-1].paused = True
+    client.submit(request("a", grammar=SPEC))
+    eventually(lambda: num_waiting(rig) == 1)
+    rig.loop.call(lambda: rig.loop._desk.grammars.take(memoryview(encode_compiled(0, None, 1000))))
+    client.submit(request("b", grammar="regex\nb"))
+    eventually(lambda: num_waiting(rig) == 1)
+    rig.loop.call(lambda: rig.loop._desk.grammars.take(memoryview(encode_compiled(1, None, 1000))))
+    client.read(answers, 1)
+    assert "takes 1000 bytes; 1500 are kept" in (answers.ends["b"].error or "")
+    client.abort("a")
+    client.read(answers, 2)
+    assert not rig.loop.call(lambda: rig.loop._desk.grammars.has_users)
+
+
 def test_a_rank_answers_whatever_its_compiler_does() -> None:
-    answers: SimpleQueue[tuple[int, str | None]] = SimpleQueue()
+    answers: SimpleQueue[tuple[int, str | None, int]] = SimpleQueue()
     thread = GrammarThread(cast(Any, Compiler()), lambda *answer: answers.put(answer))
     for number, spec in enumerate(("fine", "refuse", "break", "fine")):
         thread.submit(number, spec)
     found = [answers.get(timeout=10) for _ in range(4)]
     thread.close()
-    assert found[::3] == [(0, None), (3, None)]
-    assert found[1] == (1, "not like this")
+    assert found[::3] == [(0, None, 5), (3, None, 5)]
+    assert found[1] == (1, "not like this", 0)
     assert "KeyError" in (found[2][1] or "")
 
 
