@@ -49,6 +49,7 @@ class EngineClient:
         self.client_id = admission.client_id
         self._requests = self._sockets.sender(admission.requests, MAX_REQUEST_FRAMES)
         self._open: dict[str, OnEvent] = {}
+        self._unsaid: list[str] = []  # aborts that the queue did not take
         self._failure: str | None = None
         self._lock = threading.Lock()  # of _open and _failure
         self._closing = False
@@ -84,10 +85,13 @@ class EngineClient:
                 raise RequestError(f"the engine's queue is full: {MAX_REQUEST_FRAMES} messages wait to be sent")
 
     def abort(self, request_id: str) -> None:
-        """Asks for the end of a request, which answers with an event "abort"; finished and unknown ones are fine."""
+        """Asks for the end of a request, which answers with an event "abort"; finished and unknown ones are fine.
+
+        Never raises: what a full queue doesn't take is said again a moment later.
+        """
         with self._lock:
             if request_id in self._open and not self._requests.send(frame(Kind.ABORT, encode_text(request_id))):
-                raise RequestError(f"the engine's queue is full: {MAX_REQUEST_FRAMES} messages wait to be sent")
+                self._unsaid.append(request_id)
 
     def close(self) -> None:
         """Leaves the engine, which aborts this client's requests; those still open are answered here."""
@@ -121,6 +125,9 @@ class EngineClient:
         if now - self._last_heard > ENGINE_TIMEOUT_S:
             silence_s = now - self._last_heard
             self._fail(f"engine {self._engine_name!r} has been silent for {silence_s:.1f} s: it is dead or hung")
+        unsaid, self._unsaid = self._unsaid, []
+        for request_id in unsaid:
+            self.abort(request_id)
         if now >= self._next_keepalive:
             self._next_keepalive = now + KEEPALIVE_S
             self._requests.send(frame(Kind.KEEPALIVE))

@@ -44,9 +44,9 @@ class ServeConfig(BaseModel):
     )
     max_open_requests: int = Field(1024, description="requests of a replica, running and queued; beyond: 429", ge=1)
     max_open_tokens: int = Field(
-        4_000_000, description="their tokens, prompts and most outputs together; beyond: 429", ge=1
+        32_000_000, description="their tokens, prompts and most outputs together; beyond: 429", ge=1
     )
-    max_body_bytes: int = Field(10 << 20, description="most bytes of a request's body", ge=1024)
+    max_body_bytes: int = Field(4 << 20, description="most bytes of a request's body", ge=1024)
     body_timeout_s: float = Field(30.0, description="seconds that a request's head, and its body, may take", gt=0)
     max_prompts: int = Field(256, description="most prompts of one completion request", ge=1)
     max_n: int = Field(64, description="most completions of a prompt", ge=1)

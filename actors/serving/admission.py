@@ -5,11 +5,13 @@ Past a bound a request is refused at once with 429; nothing waits in front of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ...configs.serving import ServeConfig
 from .errors import ApiError, refused
+
+_MAX_BODIES = 32  # of the greatest size, that may be read and parsed at once
 
 
 class Admission:
@@ -18,8 +20,10 @@ class Admission:
     def __init__(self, config: ServeConfig) -> None:
         self._max_requests = config.max_open_requests
         self._max_tokens = config.max_open_tokens
+        self._max_bytes = _MAX_BODIES * config.max_body_bytes
         self.num_requests = 0
         self.num_tokens = 0
+        self.num_bytes = 0  # of bodies that are being read and parsed
         self.is_draining = False
 
     @contextmanager
@@ -34,6 +38,23 @@ class Admission:
             self.num_requests -= num_requests
             self.num_tokens -= num_tokens
 
+    @contextmanager
+    def body(self) -> Iterator[Callable[[int], None]]:
+        """Counts a body while it is read and parsed; what it gives takes so many bytes more, or raises ApiError 429."""
+        size = 0
+
+        def take(num_bytes: int) -> None:
+            nonlocal size
+            if self.num_bytes + num_bytes > self._max_bytes:
+                raise _full(f"{self.num_bytes} bytes of requests are being read, at most {self._max_bytes} may be")
+            self.num_bytes += num_bytes
+            size += num_bytes
+
+        try:
+            yield take
+        finally:
+            self.num_bytes -= size
+
     def check(self, num_requests: int, num_tokens: int = 0) -> None:
         """Raises ApiError 429 where they are too many now, 400 where they always are, and 503 while draining."""
         if self.is_draining:
@@ -45,9 +66,8 @@ class Admission:
             if more > limit:
                 raise refused(f"the request comes to {more} {what}; at most {limit} may be open together")
             if held + more > limit:
-                raise ApiError(
-                    429,
-                    f"the server is full: {held} {what} are open, {more} more would pass the limit of {limit}",
-                    kind="rate_limit_error",
-                    code="rate_limit_exceeded",
-                )
+                raise _full(f"{held} {what} are open, {more} more would pass the limit of {limit}")
+
+
+def _full(why: str) -> ApiError:
+    return ApiError(429, f"the server is full: {why}", kind="rate_limit_error", code="rate_limit_exceeded")

@@ -114,7 +114,8 @@ class Service:
     async def parse(self, request: Request, model: type[Model]) -> Model:
         """The body as this model; raises ApiError for one that is too large, too slow or malformed."""
         try:
-            return model.model_validate_json(await self._body(request))
+            with self.admission.body() as take:
+                return model.model_validate_json(await self._body(request, take))
         except ValidationError as error:
             raise malformed(error, model) from None
 
@@ -190,7 +191,7 @@ class Service:
         if not prompts:
             raise refused("prompt is an empty list; it needs at least 1 prompt", "prompt")
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, take: Callable[[int], None]) -> bytes:
         limit = self.config.max_body_bytes
         length = request.headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
@@ -203,6 +204,7 @@ class Service:
                     size += len(part)
                     if size > limit:
                         raise _too_large(limit)
+                    take(len(part))
                     parts.append(part)
         except ClientDisconnect:
             raise ClientGoneError from None

@@ -137,6 +137,23 @@ def test_a_body_larger_than_the_bound_is_refused_unread() -> None:
     assert asyncio.run(in_pieces()).status == 413
 
 
+def test_bodies_that_are_read_at_once_are_bounded_together() -> None:
+    async def many() -> tuple[int | None, int]:
+        served = bounded(max_body_bytes=1024)
+        slow = [Connection(served.app, COMPLETIONS, b"") for _ in range(33)]
+        for connection in slow:
+            connection.incoming.put_nowait({"type": "http.request", "body": b" " * 1000, "more_body": True})
+        tasks = [asyncio.create_task(connection.run()) for connection in slow]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=5)
+        statuses = [connection.status for connection in slow if connection.sent]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return statuses[0], served.service.admission.num_bytes
+
+    assert asyncio.run(many()) == (429, 0)
+
+
 def test_a_body_that_does_not_come_is_given_up() -> None:
     async def half_sent() -> Connection:
         connection = Connection(bounded(body_timeout_s=0.05).app, COMPLETIONS, b"")
