@@ -30,7 +30,7 @@ class _StageWorker:
     @ray.method
     def open(self, spec: WorkerSpec, engine: Peer) -> WorkerOffer:
         """Becomes this rank; where it is."""
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read as torch loads: a thread that spins starves its peers
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read as torch loads: longer spinning starves peers
         from .stage_host import StageHost
 
         speak()
