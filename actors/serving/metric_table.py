@@ -28,7 +28,7 @@ class Metric(Enum):
     """In the order in which they are shown."""
 
     # Told by the HTTP server.
-    ADMITTED = MetricSpec("counter", "requests_admitted_total", "HTTP requests taken in.")
+    ADMITTED = MetricSpec("counter", "requests_admitted_total", "Prompts taken in.")
     FINISHED = MetricSpec("counter", "requests_finished_total", "Prompts served to their end.", ("finish_reason",))
     REFUSED = MetricSpec("counter", "requests_refused_total", "Requests answered with an HTTP error.", ("status",))
     TTFT = MetricSpec(

@@ -34,9 +34,9 @@ class ServingMetrics:
         self._board = Board(replica, model)
         self._engine = EngineObserver(self._board)
 
-    def arrived(self) -> None:
-        """A request of HTTP was taken in; it finishes once for each of its prompts."""
-        self._board.feed(Metric.ADMITTED, 1)
+    def arrived(self, num_prompts: int) -> None:
+        """A request of so many prompts was taken in; each of them finishes once."""
+        self._board.feed(Metric.ADMITTED, num_prompts)
 
     def refused(self, status: int) -> None:
         """A request is answered with an error of HTTP, before it was taken in."""

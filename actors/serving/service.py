@@ -151,7 +151,7 @@ class Service:
     async def run(self, job: Job) -> AsyncGenerator[list[Answer]]:
         """As the engine's `run`, between admission and the request's line in the log. Raises ApiError when full."""
         with self.admission.admitted(job.num_sequences, job.num_tokens(self.engine.limits.max_model_len)):
-            self.metrics.arrived()
+            self.metrics.arrived(len(job.answers))
             status = 200
             try:
                 async with aclosing(self.engine.run(job.answers)) as steps:

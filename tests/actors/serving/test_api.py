@@ -100,7 +100,7 @@ def test_the_figures_count_what_was_served_and_what_was_refused(served: Served) 
     figures = served.get("/metrics")
     assert figures.headers["content-type"].startswith("text/plain; version=0.0.4")
     lines = [line for line in figures.text.splitlines() if line.startswith("penstock_requests")]
-    assert [line.rpartition(" ")[2] for line in lines if "admitted_total" in line] == ["1.0"]
+    assert [line.rpartition(" ")[2] for line in lines if "admitted_total" in line] == ["2.0"]
     assert [line.rpartition(" ")[2] for line in lines if 'finish_reason="stop"' in line] == ["2.0"]
     assert [line.rpartition(" ")[2] for line in lines if 'status="400"' in line] == ["1.0"]
 

@@ -56,7 +56,7 @@ def metrics() -> ServingMetrics:
 
 
 def test_every_family_has_the_prefix_and_every_sample_its_replica_and_model(metrics: ServingMetrics) -> None:
-    metrics.arrived()
+    metrics.arrived(1)
     metrics.refused(429)
     metrics.finished(RECORD)
     metrics.observe_engine(told(1.0) | {"stages": [BUSY]})
