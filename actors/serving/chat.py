@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ...configs.sampling import SamplingParams
 from ..outputs import CompletionOutput
@@ -21,8 +21,9 @@ from .chat_protocol import ChatRequest
 from .envelope import Envelope
 from .errors import refused
 from .fields import only_one
+from .reply import replied
 from .service import Job, Service, offloaded
-from .streams import DONE, EventStream, sse, until_gone
+from .streams import DONE, sse
 from .usage import usage_of
 
 _WHOLE, _CHUNK = "chat.completion", "chat.completion.chunk"
@@ -35,11 +36,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     params = _params(body, service)
     prompt = await offloaded(request, lambda: _prompt(body, service, params))
     job = await service.job(request, [prompt], params, body.request_id, "chatcmpl")
-    reply = _Reply(service, body, job)
-    if body.stream:
-        return await EventStream.start(request.receive, reply.chunks())
-    await until_gone(request.receive, service.finish(job))
-    return JSONResponse(reply.whole())
+    return await replied(service, request, job, _Reply(service, body, job), bool(body.stream))
 
 
 def _params(body: ChatRequest, service: Service) -> SamplingParams:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ...configs.sampling import SamplingParams
 from ..answer import Answer
@@ -17,8 +17,9 @@ from .chat_logprobs import finite
 from .completion_protocol import CompletionLogprobs, CompletionRequest, Usage
 from .envelope import Envelope
 from .fields import only_one
+from .reply import replied
 from .service import Job, Service
-from .streams import DONE, EventStream, sse, until_gone
+from .streams import DONE, sse
 from .usage import usage_of
 
 _KIND = "text_completion"
@@ -30,11 +31,7 @@ async def completions(service: Service, request: Request) -> Response:
     service.check_model(body.model)
     params = _params(body, service.engine.default_sampling_params)
     job = await service.job(request, _prompts(body), params, body.request_id, "cmpl", _adds_special_tokens(body))
-    reply = _Reply(service, body, job)
-    if body.stream:
-        return await EventStream.start(request.receive, reply.chunks())
-    await until_gone(request.receive, service.finish(job))
-    return JSONResponse(reply.whole())
+    return await replied(service, request, job, _Reply(service, body, job), bool(body.stream))
 
 
 def _params(body: CompletionRequest, defaults: SamplingParams) -> SamplingParams:
