@@ -194,12 +194,14 @@ class Containers:
         assert not daemons
 
     def _daemons(self) -> list[int]:
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        """Also their children: Ray's agents take other names, and outlive a killed raylet by a minute with its ports."""
+        named, parents = set(), {}
+        for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if str(self.folder).encode() in entry.read_bytes():
-                    found.append(int(entry.parent.name))
-        return found
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if str(self.folder).encode() in (entry / "cmdline").read_bytes():
+                    named.add(int(entry.name))
+        return [pid for pid, parent in parents.items() if pid in named or parent in named]
 
 
 def free_port() -> int:

@@ -20,7 +20,11 @@ from pydantic import BaseModel
 from penstock.configs.engine import EngineConfig
 from penstock.configs.serving import ServeConfig
 
+from .actors.head import is_free
+from .actors.rig import eventually
+
 README = Path(__file__).parent.parent / "README.md"
+PORTS = 6379, 8000, 8265, 52365  # of the examples and of Ray; its agents keep theirs for a minute where all else is dead
 TABLES = {"settings": EngineConfig, "server settings": ServeConfig}
 
 
@@ -44,6 +48,7 @@ def blocks(language: str) -> list[str]:
 
 def run(command: list[str], folder: Path) -> list[str]:
     """What the command prints, line by line, in a folder of its own and with this environment's commands."""
+    eventually(lambda: all(is_free(port) for port in PORTS), 90)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PATH": path}
     printed = folder / "printed"
@@ -53,6 +58,8 @@ def run(command: list[str], folder: Path) -> list[str]:
         )
         try:
             status = process.wait(240)
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(printed.read_text()) from late
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what a command that failed half-way has left
