@@ -194,7 +194,7 @@ class Containers:
         assert not daemons
 
     def _daemons(self) -> list[int]:
-        """Also their children: Ray's agents take other names, and outlive a killed raylet by a minute with its ports."""
+        """Also their children: Ray's agents take other names, and keep their ports a minute after a killed raylet."""
         named, parents = set(), {}
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):

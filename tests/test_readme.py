@@ -24,7 +24,7 @@ from .actors.head import is_free
 from .actors.rig import eventually
 
 README = Path(__file__).parent.parent / "README.md"
-PORTS = 6379, 8000, 8265, 52365  # of the examples and of Ray; its agents keep theirs for a minute where all else is dead
+PORTS = 6379, 8000, 8265, 52365  # the examples' and Ray's, whose agents outlive a killed raylet by a minute
 TABLES = {"settings": EngineConfig, "server settings": ServeConfig}
 
 
