@@ -20,6 +20,7 @@ from .attention_torch import TorchAttention
 from .cpu.library import CpuLibrary, load_library
 from .cpu.native import MAX_GROUPED_HEADS, MAX_HEAD_DIM, NativeAttention, NativeRMSNorm
 from .cpu.packed import PackedGated, PackedLinear, can_pack
+from .cpu.products import NativeGated, NativeLinear
 
 
 class LinearKernel(Protocol):
@@ -79,14 +80,24 @@ def make_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
         from .gpu.kernels import gpu_kernels  # Triton is only where GPUs are
 
         return gpu_kernels(dtype)
-    packed = can_pack(dtype)
     library = load_library() if str(dtype).removeprefix("torch.") in CpuLibrary.DTYPES else None
+    linear, gated = _cpu_products(library, dtype)
     return Kernels(
         rms_norm=TORCH_KERNELS.rms_norm if library is None else NativeRMSNorm(library, dtype),
-        linear=PackedLinear if packed else DenseLinear,
-        gated=PackedGated if packed else DenseGated,
+        linear=linear,
+        gated=gated,
         attention=TorchAttention if library is None else partial(_cpu_attention, library, dtype),
     )
+
+
+def _cpu_products(
+    library: CpuLibrary | None, dtype: torch.dtype
+) -> tuple[Callable[[Tensor, Tensor | None], LinearKernel], Callable[[Tensor, Tensor | None], GatedKernel]]:
+    if can_pack(dtype):
+        return PackedLinear, PackedGated
+    if library is not None and dtype == torch.bfloat16:
+        return partial(NativeLinear, library), partial(NativeGated, library)
+    return DenseLinear, DenseGated
 
 
 def _cpu_attention(library: CpuLibrary, dtype: torch.dtype, spec: AttentionSpec) -> Attention:

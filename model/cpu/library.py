@@ -1,4 +1,4 @@
-"""Compiles kernels.c with the system's compiler at first use, keeps the result, and calls into it.
+"""Compiles kernels.c and products.c with the system's compiler at first use, keeps the result, and calls into it.
 
 The library lies in the user's cache folder (mode 0700) under a name that holds a digest of its sources, of the
 compiler's call and of the processor, so that a change of any of them compiles anew. Where that isn't possible
@@ -24,7 +24,8 @@ import torch  # noqa: F401  loads the OpenMP runtime that the library's symbols 
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = ("kernels.c", "kernels.inc")
+_SOURCES = ("kernels.c", "products.c")
+_INCLUDED = ("kernels.inc",)
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _COMPILE_TIMEOUT_S = 60.0
 
@@ -49,6 +50,10 @@ class CpuLibrary:
         function = self._function(f"attend_{dtype}", *[ctypes.c_void_p] * 5)
         function.restype = ctypes.c_int
         return function
+
+    def product(self) -> ctypes._NamedFuncPointer:
+        """(product), of bfloat16"""
+        return self._function("product_bfloat16", ctypes.c_void_p)
 
     def _function(self, name: str, *argument_types: Any) -> ctypes._NamedFuncPointer:
         function = self._library[name]
@@ -95,7 +100,7 @@ def _cache_folder() -> Path:
 def _digest(compiler: str) -> str:
     """Names the build: sources, compiler, flags, and the processor that `-march=native` means."""
     digest = hashlib.sha256(repr((compiler, _FLAGS, platform.machine(), _processor())).encode())
-    for name in _SOURCES:
+    for name in (*_SOURCES, *_INCLUDED):
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -110,10 +115,11 @@ def _processor() -> str:
 
 def _compile(compiler: str, folder: Path) -> Path:
     """Compiles with OpenMP but links without: its symbols resolve to the runtime that torch has loaded."""
-    source = Path(__file__).with_name(_SOURCES[0])
-    built, library = folder / "kernels.o", folder / "kernels.so"
-    _run([compiler, *_FLAGS, "-fopenmp", "-c", str(source), "-o", str(built)])
-    _run([compiler, "-shared", str(built), "-o", str(library)])
+    built, library = [], folder / "kernels.so"
+    for name in _SOURCES:
+        built.append(str(folder / f"{name}.o"))
+        _run([compiler, *_FLAGS, "-fopenmp", "-c", str(Path(__file__).with_name(name)), "-o", built[-1]])
+    _run([compiler, "-shared", *built, "-o", str(library)])
     return library
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 from penstock.model.attention import AttentionSpec
 from penstock.model.attention_torch import TorchAttention
 from penstock.model.cpu import library
-from penstock.model.cpu.library import load_library
+from penstock.model.cpu.library import CpuLibrary, load_library
 from penstock.model.cpu.packed import PackedGated, PackedLinear, can_pack, padded_rows
+from penstock.model.cpu.products import NativeGated, NativeLinear
 from penstock.model.kernels import TORCH_KERNELS, DenseLinear, make_kernels
 
 torch.set_num_threads(1)
@@ -92,3 +94,64 @@ def test_packed_products_are_the_plain_ones(dtype: torch.dtype, rows: int, has_b
     torch.testing.assert_close(product(x).double(), exact, atol=atol, rtol=rtol)
     torch.testing.assert_close(product(x, residual).double(), exact + residual.double(), atol=atol, rtol=rtol)
     torch.testing.assert_close(PackedGated(weight, bias)(x).double(), F.silu(gate) * up, atol=atol, rtol=rtol)
+
+
+def native_products() -> CpuLibrary:
+    found = load_library()
+    if found is None:
+        pytest.skip("no C compiler on this machine")
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 5, 6, 7, 16, 100, 193, 400])
+@pytest.mark.parametrize("inputs", [40, 600])  # less than a pass of the loops and more
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_of_the_library_are_the_plain_ones_rounded(rows: int, inputs: int, has_bias: bool) -> None:
+    native = native_products()
+    torch.manual_seed(0)
+    x, residual = torch.randn(rows, inputs).bfloat16(), torch.randn(rows, 84).bfloat16()
+    weight, bias = torch.randn(84, inputs).bfloat16() / inputs**0.5, torch.randn(84).bfloat16() if has_bias else None
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    gate, up = exact.chunk(2, dim=-1)
+    product = NativeLinear(native, weight, bias)
+    close = partial(torch.testing.assert_close, atol=1e-5, rtol=2**-8)  # half of bfloat16's last place
+    close(product(x).double(), exact)
+    close(product(x, residual).double(), exact + residual.double())
+    close(NativeGated(native, weight, bias)(x).double(), F.silu(gate) * up)
+
+
+def test_a_row_of_the_librarys_products_depends_on_no_other_row_and_on_no_thread() -> None:
+    native = native_products()
+    torch.manual_seed(0)
+    x, weight = torch.randn(300, 600).bfloat16(), torch.randn(96, 600).bfloat16()
+    for product in (NativeLinear(native, weight, None), NativeGated(native, weight, None)):
+        whole = product(x)
+        assert torch.equal(whole, torch.cat([product(part) for part in (x[:1], x[1:7], x[7:97], x[97:])]))
+        torch.set_num_threads(2)
+        try:
+            assert torch.equal(whole, product(x))
+        finally:
+            torch.set_num_threads(1)
+        assert product(x[:0]).shape == (0, whole.shape[1])
+
+
+def test_what_is_no_number_stays_none_and_stays_in_its_row() -> None:
+    native = native_products()
+    x, weight = torch.ones(8, 40).bfloat16(), torch.ones(32, 40).bfloat16()
+    x[2, 3], x[5, 0] = torch.nan, torch.inf
+    for product in (NativeLinear(native, weight, None), NativeGated(native, weight, None)):
+        y = product(x)
+        assert y[2].isnan().all()
+        assert y[5].isinf().all()
+        assert y[[0, 1, 3, 4, 6, 7]].isfinite().all()
+
+
+def test_a_processor_that_onednn_packs_no_bfloat16_for_has_the_librarys_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    native_products()
+    monkeypatch.setattr("penstock.model.kernels.can_pack", lambda dtype: dtype == torch.float32)
+    kernels = make_kernels("cpu", torch.bfloat16)
+    assert isinstance(kernels.linear(torch.zeros(16, 16).bfloat16(), None), NativeLinear)
+    assert isinstance(kernels.gated(torch.zeros(16, 16).bfloat16(), None), NativeGated)
+    assert make_kernels("cpu", torch.float32).linear is PackedLinear
