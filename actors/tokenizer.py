@@ -6,7 +6,8 @@ it loads no torch and runs no code from the folder. `AutoTokenizer` does the one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,24 @@ class Decoder(Protocol):
     """What turns ids into text: all that a `Detokenizer` needs of a tokenizer."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level tokenizers, GPT-2's and after, write bytes as."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted({*range(0x100)}.difference(plain))
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+def _byte_reader(decoder: Any) -> Callable[[str], bytes | None]:
+    """How a vocabulary's entry says bytes, by the decoder that joins them: None for an entry that says text."""
+    kinds = set(re.findall(r'"type":\s*"(\w+)"', "" if decoder is None else decoder.__getstate__().decode()))
+    if "ByteLevel" in kinds:
+        alphabet = _byte_alphabet()
+        return lambda entry: bytes(alphabet[each] for each in entry) if alphabet.keys() >= set(entry) else None
+    if "ByteFallback" in kinds:
+        return lambda entry: bytes([int(entry[3:5], 16)]) if re.fullmatch("<0x[0-9A-Fa-f]{2}>", entry) else None
+    return lambda entry: None
 
 
 class Tokenizer:
@@ -40,6 +59,7 @@ class Tokenizer:
             raise ModelError(f"the tokenizer in {folder} can't be read: {error}") from None
         self._backend = self.fast.backend_tokenizer
         self._pieces: dict[int, str] = {}
+        self._bytes_of = _byte_reader(self._backend.decoder)
 
     @property
     def eos_token_id(self) -> int | None:
@@ -63,6 +83,12 @@ class Tokenizer:
         if token_id not in self._pieces:
             self._pieces[token_id] = self.decode([token_id], skip_special_tokens=False)
         return self._pieces[token_id]
+
+    def piece_bytes(self, token_id: int) -> bytes:
+        """One token's own bytes, which may be a part of a character; those of its text where it is no such token."""
+        written = None if token_id in self.fast.added_tokens_decoder else self._backend.id_to_token(token_id)
+        found = None if written is None else self._bytes_of(written)
+        return self.piece(token_id).encode("utf-8", "replace") if found is None else found
 
     def chat_prompt(self, messages: list[Message], /, **options: Any) -> str:
         """The text that the chat template makes of a conversation, ready for an answer.

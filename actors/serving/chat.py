@@ -121,7 +121,7 @@ class _Reply:
         """What stands beside the message: logprobs, and why it ended."""
         called = output.finish_reason == "stop" and parser.num_calls > 0
         beside: dict[str, Any] = {
-            "logprobs": chat_logprobs(output, self._service.engine.piece, self._body.top_logprobs or 0),
+            "logprobs": chat_logprobs(output, self._service.tokenizer, self._body.top_logprobs or 0),
             "finish_reason": "tool_calls" if called else output.finish_reason,
             "stop_reason": output.stop_reason,
         }

@@ -11,9 +11,7 @@ from typing import Any
 from ...configs.structured import StructuredOutputsParams
 from .chat_protocol import ChatRequest, FunctionDefinition, NamedToolChoice
 from .errors import refused
-
-_CALL = {"hermes": ('<tool_call>\n{"name": %s, "arguments": ', "}\n</tool_call>")}  # by parser: around the arguments
-_CALL["qwen"] = _CALL["hermes"]
+from .tool_parsers import TOOL_FORMATS
 
 
 def constraint_of(body: ChatRequest, parser: str | None) -> StructuredOutputsParams | None:
@@ -39,15 +37,15 @@ def _of_tool_choice(body: ChatRequest, parser: str | None) -> StructuredOutputsP
     choice = body.tool_choice
     if choice in (None, "none", "auto"):
         return None
-    if parser not in _CALL:
-        raise refused("a tool call can't be forced: the server runs without a tool_call_parser that can", "tool_choice")
+    if parser is None:
+        raise refused("a tool call can't be forced: the server runs without a tool_call_parser", "tool_choice")
     functions = [tool.function for tool in body.tools or ()]
     if isinstance(choice, NamedToolChoice):
         functions = [function for function in functions if function.name == choice.function.name]
     stops_after_first = isinstance(choice, NamedToolChoice) or body.parallel_tool_calls is False
     calls = {
         "type": "tags_with_separator",
-        "tags": [_tag(function, *_CALL[parser]) for function in functions],
+        "tags": [_tag(function, *TOOL_FORMATS[parser].call) for function in functions],
         "separator": "\n",
         "at_least_one": True,
         "stop_after_first": stops_after_first,
