@@ -60,6 +60,7 @@ class Tokenizer:
         self._backend = self.fast.backend_tokenizer
         self._pieces: dict[int, str] = {}
         self._bytes_of = _byte_reader(self._backend.decoder)
+        self._added = frozenset(self.fast.added_tokens_decoder)  # which is made anew whenever it is asked for
 
     @property
     def eos_token_id(self) -> int | None:
@@ -86,7 +87,7 @@ class Tokenizer:
 
     def piece_bytes(self, token_id: int) -> bytes:
         """One token's own bytes, which may be a part of a character; those of its text where it is no such token."""
-        written = None if token_id in self.fast.added_tokens_decoder else self._backend.id_to_token(token_id)
+        written = None if token_id in self._added else self._backend.id_to_token(token_id)
         found = None if written is None else self._bytes_of(written)
         return self.piece(token_id).encode("utf-8", "replace") if found is None else found
 
