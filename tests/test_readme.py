@@ -46,9 +46,14 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
+@pytest.fixture
+def unused_ports() -> None:
+    """Waits until nobody holds a port that a quick start or its Ray cluster listens on."""
+    eventually(lambda: all(is_free(port) for port in PORTS), 90)
+
+
 def run(command: list[str], folder: Path) -> list[str]:
     """What the command prints, line by line, in a folder of its own and with this environment's commands."""
-    eventually(lambda: all(is_free(port) for port in PORTS), 90)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PATH": path}
     printed = folder / "printed"
@@ -83,6 +88,7 @@ def test_the_example_runs_and_is_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unused_ports")
 def test_the_quick_start_over_http_runs_as_written(tmp_path: Path) -> None:
     (line,) = [line for line in run(["bash", "-e", "-c", blocks("sh")[0]], tmp_path) if line[:1] == "{"]
     answer, _ = json.JSONDecoder().raw_decode(line)  # nothing ends the line before the server's next one
@@ -90,6 +96,7 @@ def test_the_quick_start_over_http_runs_as_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unused_ports")
 def test_the_quick_starts_of_jobs_and_of_a_handle_run_as_written(tmp_path: Path) -> None:
     """The handle's is run while the job of the other one serves."""
     (tmp_path / "handle.py").write_text(blocks("python")[1])
