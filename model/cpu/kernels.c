@@ -7,9 +7,9 @@
  * of threads.
  */
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
+
+#include "vectors.inc"
 
 #define LANES 16    /* floats of a vector, and keys that are scored together */
 #define MAX_DIM 256 /* of a head, rounded up to LANES */
@@ -20,8 +20,6 @@
 typedef float vec __attribute__((vector_size(64), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t uvec __attribute__((vector_size(64), aligned(4)));
-typedef float vec8 __attribute__((vector_size(32), aligned(4)));
-typedef int32_t ivec8 __attribute__((vector_size(32), aligned(4)));
 typedef float vec4 __attribute__((vector_size(16), aligned(4)));
 typedef uint16_t hvec __attribute__((vector_size(32), aligned(2)));
 
@@ -48,8 +46,6 @@ struct tile {
     int32_t row, first, count;
 };
 
-#define INLINE static inline __attribute__((always_inline)) /* so that a head's dimension becomes a constant */
-
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }
 static inline int padded(int dim) { return (dim + LANES - 1) / LANES * LANES; }
@@ -75,9 +71,7 @@ static inline float sum_of(vec x) {
     return (z[0] + z[2]) + (z[1] + z[3]);
 }
 
-static inline vec where(ivec condition, vec yes, vec no) {
-    return (vec)(((ivec)yes & condition) | ((ivec)no & ~condition));
-}
+DEFINE_MATH(where, power, vec, ivec)
 
 static inline float larger(float x, float y) { return x > y ? x : y; }
 
@@ -90,25 +84,8 @@ static inline float max_of(vec x) {
 
 /* e^x for x <= 0, exact to about 1e-7; 0 for what is masked. */
 static inline vec exp_of(vec x) {
-    const vec magic = splat(12582912.0f);
     ivec keep = x > splat(MASKED / 2);
-    x = where(x < splat(-87.0f), splat(-87.0f), x);
-    vec n = (x * 1.44269504f + magic) - magic;
-    vec r = x - n * 0.693145752f - n * 1.42860677e-6f;
-    vec p = r * 1.38888889e-3f + 8.33333333e-3f;
-    p = p * r + 4.16666667e-2f;
-    p = p * r + 1.66666667e-1f;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
-    ivec power = __builtin_convertvector(n, ivec) << 23;
-    return (vec)(((ivec)p + power) & keep);
-}
-
-static inline float float_of_bf16(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+    return (vec)((ivec)power(where(x < splat(-87.0f), splat(-87.0f), x)) & keep);
 }
 
 static inline uint16_t bf16_of_float(float x) {

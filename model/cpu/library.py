@@ -25,7 +25,7 @@ import torch  # noqa: F401  loads the OpenMP runtime that the library's symbols 
 logger = logging.getLogger(__name__)
 
 _SOURCES = ("kernels.c", "products.c")
-_INCLUDED = ("kernels.inc",)
+_INCLUDED = ("kernels.inc", "vectors.inc")
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _COMPILE_TIMEOUT_S = 60.0
 

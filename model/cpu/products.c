@@ -6,8 +6,8 @@
  * second-level cache for BLOCK rows. A row's sums do not depend on the other rows.
  */
 #include <omp.h>
-#include <stdint.h>
-#include <string.h>
+
+#include "vectors.inc"
 
 #define TILE 6    /* rows: 12 of AVX2's 16 registers are sums */
 #define WIDTH 16  /* outputs of a panel */
@@ -16,24 +16,13 @@
 #define LINE 32   /* elements of a cache line */
 #define GROUP 4   /* panels that are worked on together, so that rows are read less often; even, for pairs */
 
-typedef float vec8 __attribute__((vector_size(32), aligned(4)));
 typedef uint32_t uvec8 __attribute__((vector_size(32), aligned(4)));
-typedef int32_t ivec8 __attribute__((vector_size(32), aligned(4)));
 typedef uint16_t hvec8 __attribute__((vector_size(16), aligned(2)));
-
-#define INLINE static inline __attribute__((always_inline)) /* so that counts become constants */
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE vec8 widened(const uint16_t *x) {
     return (vec8)(__builtin_convertvector(*(const hvec8 *)x, uvec8) << 16);
-}
-
-static inline float float_of(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
 }
 
 static inline vec8 splat(float x) { return x - (vec8){0}; }
@@ -89,7 +78,7 @@ static void narrow_tile(int64_t rows, const float *x, const void *panel, int64_t
 /* Rows of one tile as float32 [inputs, TILE]; what is missing of the last tile is not touched. */
 static void widen_tile(const uint16_t *x, int64_t rows, int64_t inputs, float *to) {
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t k = 0; k < inputs; k++) to[k * TILE + row] = float_of(x[row * inputs + k]);
+        for (int64_t k = 0; k < inputs; k++) to[k * TILE + row] = float_of_bf16(x[row * inputs + k]);
 }
 
 /* Asks for the part of a panel that comes next, a share of it with each tile, while this tile is worked on. */
@@ -123,18 +112,11 @@ static void multiply(const float *x, int64_t rows, int64_t inputs, const uint16_
     }
 }
 
-static inline vec8 where(ivec8 condition, vec8 yes, vec8 no) {
-    return (vec8)(((ivec8)yes & condition) | ((ivec8)no & ~condition));
-}
+DEFINE_MATH(where, power, vec8, ivec8)
 
-/* e^x to about 1e-7 of it, between e^-87 and e^87. */
+/* e^x, between e^-87 and e^87. */
 static inline vec8 exp_of(vec8 x) {
-    x = where(x < -87.0f, splat(-87.0f), where(x > 87.0f, splat(87.0f), x));
-    vec8 n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-    vec8 r = x - n * 0.693145752f - n * 1.42860677e-6f;
-    vec8 p = ((((r * 1.38888889e-3f + 8.33333333e-3f) * r + 4.16666667e-2f) * r + 1.66666667e-1f) * r + 0.5f);
-    p = p * r * r + r + 1.0f;
-    return (vec8)((ivec8)p + (__builtin_convertvector(n, ivec8) << 23));
+    return power(where(x < -87.0f, splat(-87.0f), where(x > 87.0f, splat(87.0f), x)));
 }
 
 struct product {
