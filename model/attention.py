@@ -33,6 +33,8 @@ class AttentionSpec:
 class Attention(Protocol):
     """Causal attention of a step's tokens to their own sequences, with all that lies between two projections."""
 
+    pads_chunks: bool  # reads a mixed step's rows from the device alone: it may be padded, and captured in a graph
+
     def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
         """Norms and rotates queries and keys, writes keys and values to the cache, attends.
 

@@ -19,6 +19,8 @@ from .rope import Rotation
 class TorchAttention:
     """`Attention` by gathers and `scaled_dot_product_attention`."""
 
+    pads_chunks = False
+
     def __init__(self, spec: AttentionSpec) -> None:
         self.spec = spec
 

@@ -22,6 +22,7 @@ class Batch:
 
     num_tokens: int
     num_rows: int
+    max_query_len: int  # most tokens of a row
     max_seq_len: int
     all_decode: bool  # one token in every row
     token_ids: Tensor  # [T] int64; -1 where the FutureMap has the token
@@ -44,6 +45,7 @@ class Batch:
         return cls(
             num_tokens=inputs.total_tokens,
             num_rows=inputs.num_rows,
+            max_query_len=int(inputs.num_tokens.max(initial=0)),
             max_seq_len=int(inputs.seq_lens.max(initial=0)),
             all_decode=inputs.total_tokens == inputs.num_rows,
             token_ids=tensor(inputs.token_ids),

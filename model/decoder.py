@@ -102,7 +102,9 @@ class StageModule(nn.Module):
         rows = padded_vocab_per_rank(config.vocab_size, tp.size)
         kind = SandwichLayer if config.sandwich_norms else DecoderLayer
         self.embed_tokens = VocabEmbedding(rows, config.hidden_size, place, tp) if first else None
-        self.layers = nn.ModuleList(kind(config, layer, tp, place) for layer in layer_range)
+        layers = [kind(config, layer, tp, place) for layer in layer_range]
+        self.layers = nn.ModuleList(layers)
+        self.pads_chunks = layers[0].attention.backend.pads_chunks
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place) if last else None
         self.lm_head: VocabHead | None = None
         if last:

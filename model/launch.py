@@ -66,5 +66,5 @@ def make_launcher(
     from .gpu.graphs import GraphLauncher
 
     if eager or module.tp.size > 1:
-        return EagerLauncher(module, device, limits)
+        return EagerLauncher(module, device, limits, scratch_block)
     return GraphLauncher(module, device, limits, scratch_block)

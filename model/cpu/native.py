@@ -71,6 +71,8 @@ def _prepare(batch: Batch, rotation: Rotation, spec: AttentionSpec) -> _Prepared
 class NativeAttention:
     """`Attention` in the compiled library."""
 
+    pads_chunks = False
+
     def __init__(self, spec: AttentionSpec, library: CpuLibrary, dtype: torch.dtype) -> None:
         self.spec = spec
         self._attend = library.attend(str(dtype).removeprefix("torch."))

@@ -1,4 +1,6 @@
-"""Attention by FlashAttention over the paged cache: version 3 on Hopper, 2 elsewhere; torch where neither is at hand.
+"""Attention over the paged cache by FlashAttention: version 3 on Hopper, 2 elsewhere; torch where neither is at hand.
+
+Steps of decodes go through `decode_attention` instead.
 
 The kernels are found at run time: `vllm.vllm_flash_attn` (vLLM's wheel) or `vllm_flash_attn` (standalone).
 """
@@ -10,7 +12,6 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from ..attention_torch import TorchAttention
 from ..batch import Batch
 from ..kv_cache import LayerCache
 from ..rope import Rotation
+from .decode_attention import PROGRAMS_EACH, decode_attention, num_cuts
 from .fused import rotate_and_store
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,6 @@ log = logging.getLogger(__name__)
 _MODULES = ("vllm.vllm_flash_attn", "vllm_flash_attn")
 _BLOCK_MULTIPLE = 16  # tokens; what the paged kernels take
 _MAX_HEAD_DIM = 256
-_TILES_EACH = 3  # tiles (a row's keys of one head) for each multiprocessor that count as enough
 
 
 class FlashKernel(Protocol):
@@ -53,21 +54,26 @@ def find_flash_attention() -> FlashKernel | None:
 
 
 class FlashAttention:
-    """`Attention` by one fused kernel for what comes before, and one for attention."""
+    """`Attention`: chunks by one fused kernel for what comes before and FlashAttention, decodes by a kernel of ours."""
+
+    pads_chunks = True
 
     def __init__(self, spec: AttentionSpec, kernel: FlashKernel) -> None:
         self.spec = spec
         self._kernel = kernel
         self._window = [-1, -1] if spec.window is None else [spec.window - 1, 0]
-        self._enough_tiles = _TILES_EACH * torch.cuda.get_device_properties().multi_processor_count
+        self._num_processors = torch.cuda.get_device_properties().multi_processor_count
+        self._arrived = torch.zeros(PROGRAMS_EACH * self._num_processors, dtype=torch.int32, device="cuda")
 
     def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
+        if batch.all_decode:
+            return self._decode(qkv, rotation, cache, batch)
         queries = rotate_and_store(qkv, rotation, self.spec, cache, batch.cache_slots)
         out = self._kernel(
             queries,
             cache.keys,
             cache.values,
-            max_seqlen_q=longest_query(batch),
+            max_seqlen_q=batch.max_query_len,
             cu_seqlens_q=batch.query_starts,
             max_seqlen_k=batch.max_seq_len,
             seqused_k=batch.seq_lens,
@@ -75,25 +81,12 @@ class FlashAttention:
             softmax_scale=self.spec.scale,
             causal=True,
             window_size=self._window,
-            num_splits=self._num_splits(batch),
         )
         return out.view(len(qkv), -1)
 
-    def _num_splits(self, batch: Batch) -> int:
-        """Rows of decodes that fill the device need no cut along the keys, nor the kernel that would join the parts.
-
-        0 leaves it to the kernel, which cuts by the width of the table.
-        """
-        return int(batch.all_decode and batch.num_rows * self.spec.num_kv_heads >= self._enough_tiles)
-
-
-def longest_query(batch: Batch) -> int:
-    """Most tokens of a row."""
-    if batch.all_decode:
-        return 1
-    if "longest query" not in batch.prepared:
-        batch.prepared["longest query"] = int(np.diff(batch.host_query_starts).max())
-    return int(batch.prepared["longest query"])
+    def _decode(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
+        cuts = num_cuts(batch.num_rows, self.spec.num_kv_heads, batch.max_seq_len, self._num_processors)
+        return decode_attention(qkv, rotation, self.spec, cache, batch, self._arrived, cuts)
 
 
 def make_attention(dtype: torch.dtype, spec: AttentionSpec) -> Attention:

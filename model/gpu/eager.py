@@ -1,8 +1,6 @@
 """Steps launched kernel by kernel, from host tensors that travel in one pinned buffer and one copy.
 
-The buffer on the device is the step's own: it is allocated, read and freed on the compute stream. Decodes find their
-block table in a table of full width, since the attention kernel cuts its work by the table's width: the same cut,
-and so the same bits, whichever sequences share a step, in and out of a graph.
+The buffer on the device is the step's own: it is allocated, read and freed on the compute stream.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from ..batch import Batch
 from ..decoder import StageModule
 from ..launch import StepLimits
 from ..work import StepWork
+from .buckets import Buckets, StepBuffers, StepShape, pad
 
 _ALIGNMENT = 16  # bytes
 
@@ -40,16 +39,21 @@ def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 class EagerLauncher:
     """`Launcher` without graphs."""
 
-    def __init__(self, module: StageModule, device: torch.device, limits: StepLimits) -> None:
+    def __init__(self, module: StageModule, device: torch.device, limits: StepLimits, scratch_block: int) -> None:
+        """`scratch_block` is a block of the cache that no sequence has."""
         self._module = module
         self._device = device
         self._limits = limits
-        shape = (limits.max_num_seqs, limits.max_blocks_per_seq)
-        self._decode_tables = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._scratch_block = scratch_block
+        self._buckets = Buckets(limits, mixed=module.pads_chunks)
+        self._buffers = StepBuffers(limits, scratch_block, device)
 
     def upload(self, work: StepWork) -> None:
         """One copy for all that the step needs of the host, greedy sampling included."""
         batch, returned = work.batch, work.returned
+        shape = self._buckets.shape_of(batch)
+        if shape is not None:
+            pad(batch, shape, self._scratch_block, self._limits.block_size)
         names = ("future_offsets", "future_slots", "sample_offsets", "sample_slots")
         given = [(name, tensor) for name in names if (tensor := getattr(work, name)) is not None]
         tensors = [batch.token_ids, batch.positions, batch.cache_slots, batch.query_starts, batch.seq_lens]
@@ -63,14 +67,14 @@ class EagerLauncher:
 
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Launches the layers."""
-        if batch.all_decode:
-            self.widen(batch)
-        out: Tensor = self._module(hidden, batch)
-        return out
+        shape = self._buckets.shape_of(batch)
+        if shape is None:
+            out: Tensor = self._module(hidden, batch)
+            return out
+        self._buffers.load(hidden, batch)
+        return self._launch(shape)[: len(hidden)]
 
-    def widen(self, batch: Batch) -> None:
-        """Puts the rows' block table [S, W] into the table of full width."""
-        rows, width = batch.block_table.shape
-        self._decode_tables[:rows, :width].copy_(batch.block_table)
-        batch.block_table = self._decode_tables[:rows]
-        batch.max_seq_len = self._limits.max_model_len
+    def _launch(self, shape: StepShape) -> Tensor:
+        """The layers over the buffers; the result [T of the shape, H]."""
+        out: Tensor = self._module(self._buffers.hidden[: shape.num_tokens], self._buffers.batch(shape))
+        return out

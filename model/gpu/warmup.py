@@ -25,7 +25,7 @@ from ..launch import StepLimits
 from ..logprobs import Span
 from ..sampler import Sampler, SamplingStep, ScoreStep
 from .attention import serves_block_size
-from .graphs import graph_buckets
+from .buckets import Buckets
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def blocks_in_memory(
     free, total = torch.cuda.mem_get_info(device)
     elsewhere = total - free - torch.cuda.memory_reserved(device)  # CUDA's own, NCCL's, other processes'
     peak = torch.cuda.max_memory_allocated(device) - cache_bytes
-    num_graphs = 0 if config.enforce_eager else len(graph_buckets(limits.max_num_seqs))
+    num_graphs = 0 if config.enforce_eager else len(Buckets(limits, module.pads_chunks).shapes())
     reserve = _SPARE_BYTES + num_graphs * _GRAPH_BYTES
     available = int(total * config.gpu_memory_utilization) - elsewhere - peak - reserve
     smallest = make_cache(1)
@@ -102,6 +102,7 @@ def _prompts(limits: StepLimits, device: torch.device) -> Batch:
     return Batch(
         num_tokens=tokens,
         num_rows=len(lengths),
+        max_query_len=longest,
         max_seq_len=longest,
         all_decode=tokens == len(lengths),
         token_ids=torch.zeros(tokens, dtype=torch.int64, device=device),

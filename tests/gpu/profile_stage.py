@@ -29,6 +29,7 @@ from penstock.configs.model_config import read_model_config
 from penstock.model.batch import Batch
 from penstock.model.decoder import StageModule, build_stage_module
 from penstock.model.gpu.attention import FlashKernel, find_flash_attention
+from penstock.model.gpu.buckets import StepShape, pad
 from penstock.model.gpu.clock import timing_event
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.kv_cache import KVCache
@@ -82,15 +83,16 @@ def profile_decodes(num_layers: int) -> None:
     weights = sum(195 << 20 for _ in range(num_layers)) * 2
     for rows in ROWS:
         width = LENGTH // BLOCK + 1
-        launcher._decode_tables[:rows, :width] = torch.randperm(rows * width, device="cuda").view(rows, width).int()
-        launcher._seq_lens[:rows] = LENGTH
-        launcher._positions[:rows] = LENGTH - 1
-        launcher._cache_slots[:rows] = launcher._decode_tables[:rows, width - 1].long() * BLOCK + 3
+        buffers, shape = launcher._buffers, StepShape(rows, rows, all_decode=True)
+        buffers.block_tables[:rows, :width] = torch.randperm(rows * width, device="cuda").view(rows, width).int()
+        buffers.seq_lens[:rows] = LENGTH
+        buffers.positions[:rows] = LENGTH - 1
+        buffers.cache_slots[:rows] = buffers.block_tables[:rows, width - 1].long() * BLOCK + 3
         hidden = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
 
-        def replay(rows: int = rows, hidden: Tensor = hidden) -> None:
-            launcher._hidden[:rows].copy_(hidden)
-            launcher._graphs[rows].replay()
+        def replay(hidden: Tensor = hidden, shape: StepShape = shape) -> None:
+            launcher._buffers.hidden[: len(hidden)].copy_(hidden)
+            launcher._graphs[shape].replay()
 
         stage = time_ms(replay)
         head, full = (time_ms(partial(greedy, compute, hidden)) for compute in (module.order, module.logits))
@@ -114,7 +116,7 @@ def run_often(launcher: GraphLauncher, hidden: Tensor, batch: Batch) -> None:
 
 def time_mixed(num_layers: int) -> None:
     """Steps of 64 decodes and a prompt, launched kernel by kernel: the host's time and the device's."""
-    _, launcher = build(num_layers)
+    module, launcher = build(num_layers)
     width, rows = LENGTH // BLOCK + 1, 64
     for chunk in (64, 300, 1024):
         counts = np.array([1] * rows + [chunk])
@@ -126,11 +128,12 @@ def time_mixed(num_layers: int) -> None:
         starts = np.r_[0, np.cumsum(counts)].astype(np.int32)
         at = np.concatenate([np.arange(n - c, n) for n, c in zip(lengths, counts, strict=True)])
         slots = table[np.repeat(np.arange(rows + 1), counts), at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK
-        given = [torch.from_numpy(x).cuda() for x in (at, slots, starts, lengths.astype(np.int32), table)]
+        given = [torch.from_numpy(x) for x in (at, slots, starts, lengths.astype(np.int32), table)]
         positions, cache_slots, query_starts, seq_lens, block_table = given
         batch = Batch(
             num_tokens=len(at),
             num_rows=rows + 1,
+            max_query_len=chunk,
             max_seq_len=int(lengths.max()),
             all_decode=False,
             token_ids=positions,
@@ -143,6 +146,11 @@ def time_mixed(num_layers: int) -> None:
             host_seq_lens=lengths.astype(np.int32),
         )
         hidden = torch.randn(len(at), 4096, device="cuda", dtype=torch.bfloat16)
+        shape = launcher._buckets.shape_of(batch)
+        if shape is not None:
+            pad(batch, shape, module.layers[0].attention.cache.keys.shape[0] - 1, BLOCK)
+        for name in ("token_ids", "positions", "cache_slots", "query_starts", "seq_lens", "block_table"):
+            setattr(batch, name, getattr(batch, name).cuda())
         with torch.inference_mode():
             device_ms = time_ms(partial(run_often, launcher, hidden, batch), 2) / 10
             torch.cuda.synchronize()

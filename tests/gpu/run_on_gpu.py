@@ -1,6 +1,7 @@
 """Checks and times the engine on this machine's GPUs: `python tests/gpu/run_on_gpu.py OUTDIR [PART ...]`.
 
-Parts are tests, 8b-1, 8b-2, 8b-4, 32b-4; without any, what the GPUs at hand allow. Each part's output goes to a file of
+Parts are tests, and a model with a number of stages: 8b-1, 8b-2, 8b-4, 32b-4, all of its workloads or those that
+follow behind a colon (8b-1:chat,decode); without any, what the GPUs at hand allow. Each part's output goes to a file of
 its own in OUTDIR; a part that fails doesn't stop the others. The last lines sum up.
 """
 
@@ -36,8 +37,9 @@ WORKLOADS = {
     "chat": ["chat", "--num-requests", "512"],
     "decode": ["decode", "--num-requests", "256"],
     "chat64": ["chat", "--num-requests", "256", "--at-once", "64"],
+    "decode1024": ["decode", "--num-requests", "1024", "--max-num-seqs", "1024"],
+    "rate40": ["chat", "--num-requests", "400", "--request-rate", "40"],
 }
-MANY = ["decode", "--num-requests", "1024", "--max-num-seqs", "1024"]
 LIMITS_S = {"tests": 240, "bench": 130}
 HANG_S = 75  # of one test
 
@@ -64,9 +66,12 @@ def bench(out: Path, model: str, stages: int, name: str, arguments: list[str]) -
     folder = out / model
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(COMMON | MODELS[model]))
-    command = [sys.executable, "-m", "penstock", "bench", "throughput", str(folder), "--load-format", "dummy"]
+    kind = "serve-sim" if "--request-rate" in arguments else "throughput"
+    command = [sys.executable, "-m", "penstock", "bench", kind, str(folder), "--load-format", "dummy"]
     command += ["--skip-tokenizer-init", "--device", "cuda", "--max-model-len", "4096", "--no-enable-prefix-caching"]
-    command += ["--pipeline-parallel-size", str(stages), "--max-num-seqs", "512"]
+    command += ["--pipeline-parallel-size", str(stages)]
+    if "--max-num-seqs" not in arguments:
+        command += ["--max-num-seqs", "512"]
     command += ["--max-num-batched-tokens", "8192" if stages == 1 else "2048", "--workload", *arguments]
     return run(out, f"{model}-{stages}-{name}", command, LIMITS_S["bench"])
 
@@ -83,14 +88,16 @@ def main() -> None:
                 test.append(f"--timeout={HANG_S}")
             summary.append(run(out, "tests", [sys.executable, *test], LIMITS_S["tests"]))
             continue
-        model, given = part.split("-")
+        sized, _, asked = part.partition(":")
+        model, given = sized.split("-")
         stages = int(given)
         runs = dict(WORKLOADS)
         if stages > 1:
-            runs["decode1024"] = MANY
             runs["decode-sync"] = [*WORKLOADS["decode"], "--no-async-scheduling"]
-            runs["decode-trace"] = [*WORKLOADS["decode"], "--trace", str(out / f"{part}.trace.json")]
-        summary += [bench(out, model, stages, name, arguments) for name, arguments in runs.items()]
+            runs["decode-trace"] = [*WORKLOADS["decode"], "--trace", str(out / f"{sized}.trace.json")]
+        summary += [bench(out, model, stages, name, runs[name]) for name in asked.split(",") if asked] or [
+            bench(out, model, stages, name, arguments) for name, arguments in runs.items()
+        ]
     print("\n".join(["", *summary]))
     (out / "summary.txt").write_text("\n".join(summary) + "\n")
 

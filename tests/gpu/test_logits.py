@@ -70,7 +70,7 @@ def test_logits_are_those_of_transformers_with_and_without_graphs(tmp_path: Path
     del reference, tensors
     limits = StepLimits(NUM_SEQS, 128, 128, BLOCK_SIZE, config.hidden_size, torch.bfloat16)
     device = torch.device("cuda")
-    eager = run(EagerLauncher(module, device, limits), module, sequences)
+    eager = run(EagerLauncher(module, device, limits, NUM_BLOCKS), module, sequences)
     graphed = run(GraphLauncher(module, device, limits, NUM_BLOCKS), module, sequences)
     errors = [float((a - b).norm() / b.norm()) for a, b in zip(eager, expected, strict=True)]
     print(f"\n{name}: relative error of the logits {max(errors):.4f}")

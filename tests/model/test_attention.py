@@ -59,6 +59,7 @@ def make_problem(
     batch = Batch(
         num_tokens=total,
         num_rows=len(rows),
+        max_query_len=max(count for _, count in rows),
         max_seq_len=max(ends),
         all_decode=total == len(rows),
         token_ids=torch.zeros(total, dtype=torch.int64),

@@ -1,0 +1,220 @@
+"""Attention of one new token a sequence over the paged cache, with all that lies between the two projections.
+
+One program for each sequence, key head and cut of the keys: it norms and rotates its query heads and the new key,
+writes key and value to the cache, and attends with the running maximum of "Online normalizer calculation for softmax"
+(https://arxiv.org/abs/1805.02867). Few sequences are cut along the keys (Flash-Decoding, Dao et al. 2023): each cut
+leaves its part, and the last to arrive adds them up in their order, so that a step always gives the same bits.
+
+Beside FlashAttention 3, which pads the few query rows to a tile of many, several small programs share a multiprocessor
+and keep more of the memory's bandwidth busy (LOG.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..attention import AttentionSpec
+from ..batch import Batch
+from ..kv_cache import LayerCache
+from ..rope import Rotation
+
+PROGRAMS_EACH = 4  # of a multiprocessor: where keys are cut, no more
+_LEAST_GROUP = 16  # rows of a tile of the matrix instruction
+
+
+@dataclass(slots=True, frozen=True)
+class Tiling:
+    """How a program goes through its keys."""
+
+    keys: int  # at a time
+    stages: int
+    warps: int
+
+
+WHOLE, CUT = Tiling(64, 3, 2), Tiling(64, 2, 4)  # the best on an H200 for all keys of a sequence, and for some (LOG.md)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _decode_attention(  # type: ignore[no-untyped-def]
+    qkv, cos, sin, q_weight, k_weight, slots, table, seq_lens, keys, values, out, parts, maxima, sums, arrived,
+    eps, scale, table_width,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, ROTARY: tl.constexpr,
+    INTERLEAVED: tl.constexpr, NORMED: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr,
+    CUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    cut = tl.program_id(2)
+    length = tl.load(seq_lens + row)
+    at = tl.arange(0, BLOCK)
+    inside = at < DIM
+    group = tl.arange(0, ROWS)
+    heads = kv_head * GROUP + group
+    owned = (group < GROUP)[:, None] & inside[None, :]
+    half: tl.constexpr = ROTARY // 2
+    if INTERLEAVED:
+        partner = tl.where(at < ROTARY, at ^ 1, at)
+        angle = at // 2
+        sign = tl.where(at % 2 == 0, -1.0, 1.0)
+    else:
+        partner = tl.where(at < half, at + half, tl.where(at < ROTARY, at - half, at))
+        angle = tl.where(at < half, at, at - half)
+        sign = tl.where(at < half, -1.0, 1.0)
+    turns = at < ROTARY
+    c = tl.load(cos + row * half + angle, mask=turns, other=1.0)
+    s = tl.load(sin + row * half + angle, mask=turns, other=0.0) * sign
+    token = qkv + row * (HEADS + 2 * KV_HEADS) * DIM
+
+    q_own = tl.load(token + heads[:, None] * DIM + at[None, :], mask=owned, other=0.0)
+    q_other = tl.load(token + heads[:, None] * DIM + partner[None, :], mask=owned, other=0.0).to(tl.float32)
+    new = token + (HEADS + kv_head) * DIM
+    k_own = tl.load(new + at, mask=inside, other=0.0).to(tl.float32)
+    k_other = tl.load(new + partner, mask=inside, other=0.0).to(tl.float32)
+    v_new = tl.load(new + KV_HEADS * DIM + at, mask=inside, other=0.0)
+    own = q_own.to(tl.float32)
+    if NORMED:
+        q_scale = tl.rsqrt(tl.sum(own * own, 1) / DIM + eps)[:, None]
+        own = own * q_scale * tl.load(q_weight + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+        q_other = q_other * q_scale * tl.load(q_weight + partner, mask=inside, other=0.0).to(tl.float32)[None, :]
+        own = own.to(q_own.dtype).to(tl.float32)
+        q_other = q_other.to(q_own.dtype).to(tl.float32)
+        k_scale = tl.rsqrt(tl.sum(k_own * k_own, 0) / DIM + eps)
+        k_own = k_own * k_scale * tl.load(k_weight + at, mask=inside, other=0.0).to(tl.float32)
+        k_other = k_other * k_scale * tl.load(k_weight + partner, mask=inside, other=0.0).to(tl.float32)
+        k_own = k_own.to(q_own.dtype).to(tl.float32)
+        k_other = k_other.to(q_own.dtype).to(tl.float32)
+    q = (own * c[None, :] + q_other * s[None, :]).to(q_own.dtype)
+    k_new = (k_own * c + k_other * s).to(q_own.dtype)
+
+    past = length - 1
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(length - WINDOW, 0)
+    each = tl.cdiv(tl.cdiv(past - begin, CUTS), KEYS) * KEYS
+    start = begin + cut * each
+    end = tl.minimum(start + each, past)
+    newest = cut == CUTS - 1
+    if newest:
+        slot = tl.load(slots + row).to(tl.int64)
+        place = (slot * KV_HEADS + kv_head) * DIM + at
+        tl.store(keys + place, k_new, mask=inside)
+        tl.store(values + place, v_new, mask=inside)
+    own_score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], 1) * scale
+    largest = tl.where(newest, own_score, -1.0e30)
+    total = tl.where(newest, own_score * 0.0 + 1.0, 0.0)
+    acc = tl.where(newest, tl.zeros((ROWS, BLOCK), tl.float32) + v_new.to(tl.float32)[None, :], 0.0)
+
+    for first in tl.range(start, end, KEYS, num_stages=STAGES):
+        position = first + tl.arange(0, KEYS)
+        seen = position < end
+        block = tl.load(table + row * table_width + position // BLOCK_SIZE, mask=seen, other=0)
+        cached = (block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE) * KV_HEADS + kv_head
+        wanted = seen[:, None] & inside[None, :]
+        k = tl.load(keys + cached[:, None] * DIM + at[None, :], mask=wanted, other=0.0)
+        v = tl.load(values + cached[:, None] * DIM + at[None, :], mask=wanted, other=0.0)
+        scores = tl.where(seen[None, :], tl.dot(q, k.T) * scale, -1.0e30)
+        newer = tl.maximum(largest, tl.max(scores, 1))
+        shrink = tl.exp2(largest - newer)
+        weights = tl.exp2(scores - newer[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None])
+        largest = newer
+
+    result = out + row * HEADS * DIM + heads[:, None] * DIM + at[None, :]
+    if CUTS == 1:
+        tl.store(result, (acc / total[:, None]).to(out.dtype.element_ty), mask=owned)
+    else:
+        pair = row * KV_HEADS + kv_head
+        part = (pair * CUTS + cut) * ROWS
+        tl.store(parts + (part + group)[:, None] * BLOCK + at[None, :], acc)
+        tl.store(maxima + part + group, largest)
+        tl.store(sums + part + group, total)
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + pair, 1, sem="acq_rel") == CUTS - 1:
+            largest = tl.zeros((ROWS,), tl.float32) - 1.0e30
+            total = tl.zeros((ROWS,), tl.float32)
+            acc = tl.zeros((ROWS, BLOCK), tl.float32)
+            for other in range(CUTS):
+                part = (pair * CUTS + other) * ROWS
+                theirs = tl.load(maxima + part + group, cache_modifier=".cg")
+                newer = tl.maximum(largest, theirs)
+                shrink, grow = tl.exp2(largest - newer), tl.exp2(theirs - newer)
+                their_acc = tl.load(parts + (part + group)[:, None] * BLOCK + at[None, :], cache_modifier=".cg")
+                total = total * shrink + tl.load(sums + part + group, cache_modifier=".cg") * grow
+                acc = acc * shrink[:, None] + their_acc * grow[:, None]
+                largest = newer
+            tl.store(result, (acc / total[:, None]).to(out.dtype.element_ty), mask=owned)
+            tl.store(arrived + pair, 0)
+
+
+def num_cuts(rows: int, kv_heads: int, max_seq_len: int, num_processors: int) -> int:
+    """Cuts along the keys that give each multiprocessor a few programs, none with fewer keys than a few tiles."""
+    wanted = PROGRAMS_EACH * num_processors // (rows * kv_heads)
+    most = max(1, max_seq_len // 256)
+    return 1 << max(0, min(wanted, most, 32).bit_length() - 1)
+
+
+def decode_attention(
+    qkv: Tensor,
+    rotation: Rotation,
+    spec: AttentionSpec,
+    cache: LayerCache,
+    batch: Batch,
+    arrived: Tensor,
+    cuts: int,
+    tiling: Tiling | None = None,
+) -> Tensor:
+    """qkv [S, (heads + 2 * kv heads) * head_dim] of a step of decodes to [S, heads * head_dim].
+
+    `arrived` holds zeros, one for each sequence and key head where keys are cut, and holds them again afterwards.
+    """
+    tiling = tiling or (CUT if cuts > 1 else WHOLE)
+    rows, group = len(qkv), spec.num_heads // spec.num_kv_heads
+    padded = max(_LEAST_GROUP, triton.next_power_of_2(group))
+    width = triton.next_power_of_2(spec.head_dim)
+    out = qkv.new_empty(rows, spec.num_heads * spec.head_dim)
+    num_sums = rows * spec.num_kv_heads * cuts * padded if cuts > 1 else 0
+    parts = qkv.new_empty(num_sums * (width + 2), dtype=torch.float32)
+    q_weight, k_weight = (qkv if weight is None else weight for weight in (spec.q_norm, spec.k_norm))
+    _decode_attention[(rows, spec.num_kv_heads, cuts)](
+        qkv,
+        rotation.cos,
+        rotation.sin,
+        q_weight,
+        k_weight,
+        batch.cache_slots,
+        batch.block_table,
+        batch.seq_lens,
+        cache.flat_keys,
+        cache.flat_values,
+        out,
+        parts[2 * num_sums :],
+        parts[:num_sums],
+        parts[num_sums : 2 * num_sums],
+        arrived,
+        spec.norm_eps,
+        spec.scale * math.log2(math.e),
+        batch.block_table.stride(0),
+        HEADS=spec.num_heads,
+        KV_HEADS=spec.num_kv_heads,
+        GROUP=group,
+        DIM=spec.head_dim,
+        ROTARY=rotation.rotary_dim,
+        INTERLEAVED=rotation.interleaved,
+        NORMED=spec.q_norm is not None,
+        BLOCK_SIZE=cache.keys.shape[1],
+        WINDOW=spec.window or 0,
+        CUTS=cuts,
+        ROWS=padded,
+        BLOCK=width,
+        KEYS=tiling.keys,
+        STAGES=tiling.stages,
+        num_warps=tiling.warps,
+    )
+    return out
