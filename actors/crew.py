@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..errors import EngineDeadError
 from ..scheduler.timeline import Span, StageTotals
-from .engine_spec import EngineSpec, Surroundings, WorkerOffer, WorkerSpec
+from .engine_spec import EngineSpec, StageFigures, Surroundings, WorkerOffer, WorkerSpec
 from .placement import reserve, worker_resources
 from .ray_errors import first_line, own_error
 from .sockets import Peer, Sockets
@@ -60,10 +60,10 @@ class Crew:
                 raise EngineDeadError(f"{port.name} could not reach the engine at {port.uplink.address.endpoint}")
         return ports
 
-    def build(self, surroundings: Sequence[Surroundings]) -> int:
-        """Links, weights and caches, on all workers at once; the number of blocks that they agreed on."""
+    def build(self, surroundings: Sequence[Surroundings]) -> list[StageFigures]:
+        """Links, weights and caches, on all workers at once; what each has and takes."""
         built = [worker.build.remote(around) for worker, around in zip(self._workers, surroundings, strict=True)]
-        return int(min(self._all(built, START_TIMEOUT_S)))
+        return self._all(built, START_TIMEOUT_S)
 
     def totals(self, timeout_s: float) -> list[StageTotals | None]:
         """Where each worker's time went; None for one that doesn't answer in time."""

@@ -23,7 +23,7 @@ from ..errors import ClusterError, EngineDeadError, EngineNotFoundError
 from .client import EngineClient
 from .cluster import NAMESPACE, Cluster, ensure_ray, this_place, total_resources
 from .engine_health import HEALTH_TIMEOUT_S, EngineHealth
-from .engine_spec import STAGE_BUILDER, EngineInfo, EngineSpec
+from .engine_spec import STAGE_BUILDER, EngineInfo, EngineSpec, StageFigures
 from .placement import group_name, resolve_device
 from .prompts import Limits
 from .ray_errors import first_line, own_error
@@ -69,6 +69,11 @@ class EngineHandle:
             max_model_len=max_model_len(self.config, self.model_config),
             cache_tokens=self._info.num_blocks * self.config.block_size,
         )
+
+    @property
+    def stages(self) -> tuple[StageFigures, ...]:
+        """What each rank of each stage has and takes."""
+        return self._info.stages
 
     @property
     def pids(self) -> list[int]:

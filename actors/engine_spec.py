@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig
+from ..scheduler.cost import StepCost
 from .sockets import Address, Peer
 from .worker_port import WorkerName
 
@@ -59,6 +60,23 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
+class StageFigures:
+    """What a rank of a stage has and takes, once it is ready; None: not measured, as on a CPU."""
+
+    stage_idx: int
+    tp_rank: int
+    first_layer: int
+    last_layer: int
+    num_blocks: int  # that all ranks agreed on
+    weight_bytes: int
+    cache_bytes: int
+    build_s: float  # from the connected worker to the ready one
+    step_cost: StepCost | None = None
+    bytes_per_s: float | None = None  # of the device's memory
+    flops_per_s: float | None = None  # of a matrix product
+
+
+@dataclass(frozen=True, slots=True)
 class ClientOffer:
     """Where a client runs and takes its events."""
 
@@ -82,3 +100,4 @@ class EngineInfo:
     num_blocks: int
     peer: Peer  # of the SchedulerActor
     pids: dict[int, str]  # the engine's processes, and the node and user of each
+    stages: tuple[StageFigures, ...]  # by stage, then rank

@@ -79,6 +79,11 @@ class LLM:
         """What a prompt is held against."""
         return self._handle.limits
 
+    @property
+    def handle(self) -> EngineHandle:
+        """The engine, beneath texts and prompts."""
+        return self._handle
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],

@@ -17,6 +17,7 @@ import ray
 
 from ..configs.engine import EngineConfig
 from ..errors import EngineDeadError
+from ..scheduler.cost import StepCost
 from ..scheduler.record import Recorder
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.timeline import StageTotals, write_chrome_trace
@@ -37,6 +38,7 @@ from .engine_spec import (
 from .logs import speak
 from .scheduler_settings import scheduler_config
 from .sockets import Sockets
+from .stage_table import slowest_step_cost, stage_table
 from .worker_port import WorkerPort
 
 if TYPE_CHECKING:
@@ -74,16 +76,18 @@ class _SchedulerActor:
             num_blocks = self._num_blocks()
             offers = self._crew.offers()
             ports = self._crew.connect(self._sockets, offers)
-            num_blocks = self._crew.build(self._surroundings(offers, num_blocks))
+            stages = self._crew.build(self._surroundings(offers, num_blocks))
         except BaseException:
             if self._crew is not None:
                 self._crew.close()
             self._sockets.close()
             raise
-        self._serve(ports, num_blocks)
+        num_blocks = min(stage.num_blocks for stage in stages)
+        self._serve(ports, num_blocks, slowest_step_cost(stages))
         pids = {offer.name.pid: offer.name.node for offer in offers} | {os.getpid(): self._sockets.peer.node}
-        self._info = EngineInfo(self._spec, num_blocks, self._sockets.peer, pids)
-        log.info("engine %r serves: %s", self._spec.name, _shape(self._spec.config, num_blocks))
+        self._info = EngineInfo(self._spec, num_blocks, self._sockets.peer, pids, tuple(stages))
+        table = stage_table(stages, self._spec.model_config.num_hidden_layers)
+        log.info("engine %r serves: %s\n%s", self._spec.name, _shape(self._spec.config, num_blocks), table)
         return self._info
 
     @ray.method
@@ -168,7 +172,7 @@ class _SchedulerActor:
             for offer in offers
         ]
 
-    def _serve(self, ports: list[WorkerPort], num_blocks: int) -> None:
+    def _serve(self, ports: list[WorkerPort], num_blocks: int, step_cost: StepCost | None) -> None:
         config = self._spec.config
         settings = LoopSettings(
             config.heartbeat_interval_s,
@@ -176,7 +180,7 @@ class _SchedulerActor:
             config.step_timeout_s,
             result_delay_s=config.result_delay_ms / 1000,
         )
-        scheduler = Scheduler(scheduler_config(config, self._spec.model_config, num_blocks))
+        scheduler = Scheduler(scheduler_config(config, self._spec.model_config, num_blocks, step_cost=step_cost))
         if config.record is not None:
             self._record = open(config.record, "wb")  # noqa: SIM115  # closed when the loop has ended
             scheduler = Recorder(scheduler, self._record)

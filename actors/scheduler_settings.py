@@ -6,6 +6,7 @@ from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig
 from ..errors import ConfigError
 from ..scheduler.config import SchedulerConfig
+from ..scheduler.cost import StepCost
 
 
 def max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
@@ -17,9 +18,13 @@ def max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
 
 
 def scheduler_config(
-    config: EngineConfig, model_config: ModelConfig, num_blocks: int, epoch: int = 0
+    config: EngineConfig,
+    model_config: ModelConfig,
+    num_blocks: int,
+    epoch: int = 0,
+    step_cost: StepCost | None = None,
 ) -> SchedulerConfig:
-    """The scheduler's view of an engine with a KV cache of `num_blocks` blocks."""
+    """The scheduler's view of an engine with a KV cache of `num_blocks` blocks, and steps that cost so much."""
     return SchedulerConfig(
         num_stages=config.pipeline_parallel_size,
         num_blocks=num_blocks,
@@ -35,5 +40,7 @@ def scheduler_config(
         throttle_steps=config.throttle_steps,
         min_prefill_tokens=config.min_prefill_tokens,
         max_prefill_tokens=config.max_prefill_tokens,
+        step_cost=step_cost,
+        max_decode_slowdown=config.max_decode_slowdown,
         epoch=epoch,
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import threading
+import time
 from contextlib import suppress
 from importlib import import_module
 from typing import Protocol, cast
@@ -13,11 +15,16 @@ from typing import Protocol, cast
 import torch
 
 from ..errors import EngineDeadError
+from ..model.gpu.measure import Measured
 from ..model.grammar_compiler import GrammarCompiler
+from ..model.partition import partition_for
+from ..model.stage import check_device, stage_dtype
+from ..model.weight_map import stage_weights
 from ..scheduler.codec import decode_plan, encode_result
 from ..scheduler.plan import StepPlan, StepResult
 from ..scheduler.timeline import Timeline
-from .engine_spec import Surroundings, WorkerOffer, WorkerSpec
+from .cache_size import bytes_per_block
+from .engine_spec import StageFigures, Surroundings, WorkerOffer, WorkerSpec
 from .grammar_thread import GrammarThread
 from .links import LinkRoom
 from .ports import RankPosition, open_ports
@@ -74,19 +81,21 @@ class StageHost:
             raise EngineDeadError(f"the engine did not reach this rank at {self._plans.address.endpoint}")
         self._start("heartbeat", self._beat)
 
-    def build(self, around: Surroundings) -> int:
-        """Links, weights and cache: afterwards the rank serves plans. The number of the cache's blocks.
+    def build(self, around: Surroundings) -> StageFigures:
+        """Links, weights and cache: afterwards the rank serves plans. What it has and takes.
 
-        Where `around` leaves that open, the ranks agree on what the tightest of them holds.
+        Where `around` leaves the number of blocks open, the ranks agree on what the tightest of them holds.
         """
+        begun_s = time.monotonic()
         engine, config = self._spec.engine, self._spec.engine.config
         torch.set_num_threads(config.num_threads or max(1, _num_cores() // around.num_ranks_here))
         position = RankPosition(
             self._spec.stage_idx, self._spec.tp_rank, config.pipeline_parallel_size, config.tensor_parallel_size
         )
+        check_device(config, engine.model_config)
         room = LinkRoom(around.store, around.host, config.device, epoch=0, timeout_s=LINK_TIMEOUT_S)
         ports = open_ports(room, position)
-        agreed = [around.num_blocks]
+        agreed, measured = [around.num_blocks], list[Measured]()
 
         def agree(num_blocks: int) -> int:
             agreed[0] = room.least("blocks", num_blocks, position.name, position.everybody)
@@ -108,12 +117,13 @@ class StageHost:
                 ports=ports,
                 on_result=self._send_result,
                 on_failure=self._report,
+                on_measured=measured.append,
                 **optional,
             ),
         )
         _end_own_pool()
         self._start("plans", self._serve)
-        return agreed[0]
+        return figures_of(self._spec, agreed[0], measured[0] if measured else None, time.monotonic() - begun_s)
 
     @property
     def timeline(self) -> Timeline:
@@ -179,6 +189,28 @@ class StageHost:
     def _send(self, kind: Kind, body: bytes) -> bool:
         assert self._uplink is not None
         return self._uplink.send(frame(kind, body))
+
+
+def figures_of(spec: WorkerSpec, num_blocks: int, measured: Measured | None, build_s: float) -> StageFigures:
+    """A rank's figures: sizes from the configuration, speeds as measured."""
+    config, model_config = spec.engine.config, spec.engine.model_config
+    layers = partition_for(config, model_config)[spec.stage_idx]
+    dtype = stage_dtype(config, model_config)
+    pieces = stage_weights(model_config, layers, spec.tp_rank, config.tensor_parallel_size)
+    num_weights = sum(math.prod(part.stop - part.start for part in piece.into) for piece in pieces)
+    return StageFigures(
+        stage_idx=spec.stage_idx,
+        tp_rank=spec.tp_rank,
+        first_layer=layers.start,
+        last_layer=layers.stop - 1,
+        num_blocks=num_blocks,
+        weight_bytes=num_weights * dtype.itemsize,
+        cache_bytes=num_blocks * bytes_per_block(config, model_config)[spec.stage_idx],
+        build_s=build_s,
+        step_cost=measured.step_cost if measured else None,
+        bytes_per_s=measured.device.bytes_per_s if measured else None,
+        flops_per_s=measured.device.flops_per_s if measured else None,
+    )
 
 
 def _end_own_pool() -> None:

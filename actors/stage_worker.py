@@ -10,7 +10,7 @@ import ray
 
 from ..scheduler.timeline import Span, StageTotals
 from .cluster import this_place
-from .engine_spec import Surroundings, WorkerOffer, WorkerSpec
+from .engine_spec import StageFigures, Surroundings, WorkerOffer, WorkerSpec
 from .logs import speak
 from .sockets import Address, Peer, Sockets
 
@@ -47,8 +47,8 @@ class _StageWorker:
         self._running().connect(uplink)
 
     @ray.method
-    def build(self, around: Surroundings) -> int:
-        """Makes links and stage; back, with the number of the cache's blocks, when the worker serves plans."""
+    def build(self, around: Surroundings) -> StageFigures:
+        """Makes links and stage; back, with what the stage has and takes, when the worker serves plans."""
         return self._running().build(around)
 
     @ray.method

@@ -72,6 +72,9 @@ class EngineConfig(BaseModel):
     throttle_steps: int = Field(8, description="steps over which throttling spreads waiting prompt tokens", ge=1)
     min_prefill_tokens: int = Field(32, description="throttling's lower bound of prompt tokens in a step", ge=1)
     max_prefill_tokens: int = Field(2048, description="throttling's upper bound of prompt tokens in a step", ge=1)
+    max_decode_slowdown: float = Field(
+        3.0, description="throttling on GPUs: a step's cost, with its prompts, over that of its decodes alone", ge=1
+    )
     enforce_eager: bool = Field(False, description="never capture or compile what the device runs")
 
     name: str | None = Field(

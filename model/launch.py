@@ -1,4 +1,4 @@
-"""How a step gets from the host into the layers; the device's way is chosen in `make_launcher` and nowhere else."""
+"""How a step gets from the host into the layers; the device's way is chosen where a stage is built."""
 
 from __future__ import annotations
 
@@ -54,17 +54,3 @@ class DirectLauncher:
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         out: Tensor = self._module(hidden, batch)
         return out
-
-
-def make_launcher(
-    module: StageModule, device: torch.device, limits: StepLimits, scratch_block: int, eager: bool
-) -> Launcher:
-    """The device's launcher; `scratch_block` is a block of the cache that no sequence has."""
-    if device.type == "cpu":
-        return DirectLauncher(module)
-    from .gpu.eager import EagerLauncher
-    from .gpu.graphs import GraphLauncher
-
-    if eager or module.tp.size > 1:
-        return EagerLauncher(module, device, limits, scratch_block)
-    return GraphLauncher(module, device, limits, scratch_block)

@@ -22,9 +22,10 @@ from ..scheduler.timeline import Timeline
 from .batch import Batch
 from .decoder import StageModule, build_stage_module
 from .future_map import FutureMap
+from .gpu.measure import Measured, device_figures
 from .grammar_compiler import GrammarCompiler
 from .kv_cache import KVCache
-from .launch import Launcher, StepLimits, make_launcher
+from .launch import DirectLauncher, Launcher, StepLimits
 from .loader import dummy_weights, load_weights
 from .logprobs import PromptLogprobs
 from .partition import partition_for
@@ -97,29 +98,45 @@ def build_stage(
     on_result: Callable[[StepResult], None],
     on_failure: Callable[[BaseException], None],
     agree_on_blocks: Callable[[int], int] | None = None,
+    on_measured: Callable[[Measured], None] | None = None,
     grammars: GrammarCompiler | None = None,
 ) -> StageScheduler:
     """Loads one rank's share of the model and puts its stage together, ready for plan 0.
 
     `config.model` is a folder. With `num_blocks` 0 the rank measures how many blocks its memory holds, and
-    `agree_on_blocks` answers with the number that all ranks take. The last stage compiles grammars that nobody has
-    compiled beforehand in `grammars`. Raises ConfigError for a partition or a device that
-    doesn't fit, ModelError for a damaged folder.
+    `agree_on_blocks` answers with the number that all ranks take. `on_measured` is told how fast a GPU
+    and its steps are. The last stage compiles grammars that nobody has compiled beforehand in `grammars`. Raises
+    ConfigError for a partition or a device that doesn't fit, ModelError for a damaged folder.
     """
     builder = _StageBuilder(config, model_config, stage_idx, tp_rank, ports)
     builder.add_sampler(grammars or GrammarCompiler.of(config, model_config))
     launcher = builder.launcher(num_blocks, agree_on_blocks)
+    if builder.measured is not None and on_measured is not None:
+        on_measured(builder.measured)
     stage = PipelineStage(builder.device, builder.source(), launcher, builder.sink())
     return StageScheduler(stage, builder.mirror, builder.device, on_result, on_failure, builder.timeline)
 
 
-def make_device(config: EngineConfig, dtype: torch.dtype, timeline: Timeline, name: str) -> tuple[Device, torch.device]:
+def stage_dtype(config: EngineConfig, model_config: ModelConfig) -> torch.dtype:
+    """Of weights, hidden states and cache."""
+    dtype: torch.dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
+    return dtype
+
+
+def check_device(config: EngineConfig, model_config: ModelConfig) -> None:
+    """Raises ConfigError where this process has no device that serves the engine."""
+    if config.device == "cuda":
+        from .gpu.device import check_cuda
+
+        check_cuda(stage_dtype(config, model_config))
+
+
+def make_device(config: EngineConfig, timeline: Timeline, name: str) -> tuple[Device, torch.device]:
     """What the lanes run on, and where the tensors are."""
     if config.device != "cuda":
         return CpuDevice(timeline, name), torch.device("cpu")
-    from .gpu.device import CudaDevice, check_cuda
+    from .gpu.device import CudaDevice
 
-    check_cuda(dtype)
     return CudaDevice(timeline), torch.device("cuda", torch.cuda.current_device())
 
 
@@ -138,11 +155,10 @@ class _StageBuilder:
         self.tp_rank = tp_rank
         self.is_first = stage_idx == 0
         self.is_last = stage_idx == config.pipeline_parallel_size - 1
-        self.dtype: torch.dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
+        check_device(config, model_config)
+        self.dtype = stage_dtype(config, model_config)
         self.timeline = Timeline(keep_spans=config.trace is not None)
-        self.device, self.torch_device = make_device(
-            config, self.dtype, self.timeline, name=f"stage{stage_idx}.{tp_rank}"
-        )
+        self.device, self.torch_device = make_device(config, self.timeline, name=f"stage{stage_idx}.{tp_rank}")
         self.limits = StepLimits(
             config.max_num_seqs,
             config.max_num_batched_tokens,
@@ -156,6 +172,7 @@ class _StageBuilder:
         layers = partition_for(config, model_config)
         self.module = self._module(layers[stage_idx])
         self.sampler: Sampler | None = None
+        self.measured: Measured | None = None
 
     def add_sampler(self, grammars: GrammarCompiler) -> None:
         """Where the stage has one."""
@@ -183,16 +200,23 @@ class _StageBuilder:
     def launcher(self, num_blocks: int, agree: Callable[[int], int] | None) -> Launcher:
         """The way into the layers, with the cache in place and everything warmed."""
         if self.torch_device.type == "cuda":
-            from .gpu.warmup import blocks_in_memory
+            return self._measuring_launcher(num_blocks, agree)
+        self.module.bind_cache(self._cache(num_blocks))
+        return DirectLauncher(self.module)
 
-            measured = blocks_in_memory(self.module, self.sampler, self.limits, self.config, self._cache)
-            if not num_blocks:
-                assert agree is not None, "somebody must decide on the number of blocks"
-                num_blocks = agree(measured)
-        scratch = int(self.torch_device.type == "cuda")  # a block for the rows that pad a step
-        self.module.bind_cache(self._cache(num_blocks + scratch))
-        eager = self.config.enforce_eager
-        return make_launcher(self.module, self.torch_device, self.limits, num_blocks, eager)
+    def _measuring_launcher(self, num_blocks: int, agree: Callable[[int], int] | None) -> Launcher:
+        from .gpu.trial import measure_cost
+        from .gpu.warmup import blocks_in_memory, make_launcher
+
+        speed = device_figures(self.dtype)
+        fitting = blocks_in_memory(self.module, self.sampler, self.limits, self.config, self._cache)
+        if not num_blocks:
+            assert agree is not None, "somebody must decide on the number of blocks"
+            num_blocks = agree(fitting)
+        self.module.bind_cache(self._cache(num_blocks + 1))  # the last one is for the rows that pad a step
+        launcher = make_launcher(self.module, self.limits, num_blocks, self.config.enforce_eager)
+        self.measured = Measured(speed, measure_cost(self.module, launcher, self.limits, num_blocks))
+        return launcher
 
     def _cache(self, num_blocks: int) -> KVCache:
         model_config = self.model_config

@@ -63,6 +63,7 @@ class Assembler:
         self._policy = policy
         self._config = life.config
         self._must_retire = not life.config.async_scheduling
+        self._needs_context = life.config.step_cost is not None
 
     def draft(self, step: int) -> Draft:
         """The next step's rows, none when nothing can run now."""
@@ -168,13 +169,21 @@ class Assembler:
             tokens_left -= count
 
     def _load(self, draft: Draft) -> Load:
-        life = self._life
+        life, num_scheduled = self._life, self._life.table.num_scheduled
+        waiting_tokens = life.num_prefill_tokens()
+        context = running_context = 0
+        if self._needs_context and waiting_tokens:
+            context = int(num_scheduled[draft.decodes].sum())
+            running_context = int(num_scheduled @ (life.table.cohort >= 0))
         return Load(
-            waiting_tokens=life.num_prefill_tokens(),
+            waiting_tokens=waiting_tokens,
             running_decodes=life.cohorts.num_members,
             free_share=life.pool.num_free / life.pool.num_blocks,
             reserve=life.reserve.share,
             budget=self._config.max_num_batched_tokens - len(draft.decodes),
+            num_decodes=len(draft.decodes),
+            context=context,
+            running_context=running_context,
         )
 
     def _num_spare_blocks(self, others_run: bool) -> int:

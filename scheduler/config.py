@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .cost import StepCost
+
 PolicyName = Literal["token_throttling", "fill"]
 
 
@@ -26,5 +28,7 @@ class SchedulerConfig:
     throttle_steps: int = 8  # T: the steps over which waiting prompt tokens are spread
     min_prefill_tokens: int = 32  # minP
     max_prefill_tokens: int = 2048  # maxP
+    step_cost: StepCost | None = None  # of the slowest stage; None: steps are filled by counts
+    max_decode_slowdown: float = 3.0  # with a step_cost: a step's cost over that of its decodes alone
     kv_reserve: float = 0.05  # share of the cache that prefill leaves free; the adaptive reserve starts here
     epoch: int = 0

@@ -17,11 +17,12 @@ import numpy as np
 from ..errors import ConfigError
 from .codec import decode_plan, decode_result, decode_sampling, encode_plan, encode_result
 from .config import SchedulerConfig
+from .cost import StepCost
 from .messages import NewRequest
 from .plan import StepPlan, StepResult, ints
 from .scheduler import Scheduler
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 _MAGIC = "penstock record"
 
 
@@ -109,7 +110,10 @@ def _read_header(header: object, path: str | Path) -> SchedulerConfig:
         raise ConfigError(f"{path} is no record of a run")
     if header[1] != RECORD_VERSION:
         raise ConfigError(f"{path} is a record of version {header[1]}, this is version {RECORD_VERSION}")
-    return SchedulerConfig(**header[2])
+    settings = dict(header[2])
+    if (step_cost := settings.pop("step_cost", None)) is not None:
+        step_cost = StepCost(**step_cost)
+    return SchedulerConfig(step_cost=step_cost, **settings)
 
 
 def _replay_plan(scheduler: Scheduler, recorded: bytes | None, report: ReplayReport) -> None:

@@ -1,8 +1,8 @@
 """`penstock bench throughput` and `bench serve-sim`: a workload through an engine in this process's cluster.
 
 `throughput` keeps so many requests open, as `LLM` does; with `serve-sim` they come at their own times, as clients'
-requests do. Tokens a second, latencies, and where each stage's time went. The table is for people; the last line is one
-JSON object with the same figures.
+requests do. Tokens a second beside the bound of stages that never idle, latencies, and where each stage's time went.
+The tables are for people; the last line is one JSON object with the same figures.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ..async_engine import AsyncEngine
 from ..llm import LLM, connect
 from ..outputs import RequestOutput
 from ..prompts import Prompt
+from ..stage_table import stage_table
+from .bound import bound_of
 from .flags import Parser, add_settings, engine_config
 from .workloads import WORKLOADS, Request, make_workload
 
@@ -44,6 +46,7 @@ class Figures:
     prompt_tokens: int
     output_tokens: int
     output_tokens_per_s: float
+    bound_tokens_per_s: float | None  # None: the device gave no figures
     ttft_ms: list[float]  # median and 99th percentile
     tpot_ms: list[float]
     num_steps: int
@@ -63,10 +66,12 @@ def run(arguments: Sequence[str]) -> int:
     start_s = time.monotonic()
     with LLM.from_config(engine_config(parsed)) as llm:
         ready_s = time.monotonic() - start_s
+        print(stage_table(llm.handle.stages, llm.handle.model_config.num_hidden_layers), flush=True)
         requests = make_workload(parsed.workload, parsed.num_requests, llm.limits.vocab_size, rate)
         _warm(llm, requests)
         at_once = len(requests) if rate else parsed.at_once or len(requests)
         figures = measure(llm, lambda: _answers(llm, requests, at_once) if rate is None else _arriving(llm, requests))
+        figures.bound_tokens_per_s = bound_of(llm.handle, requests, at_once)
     figures.workload, figures.ready_s, figures.num_at_once = parsed.workload, ready_s, at_once
     figures.requests_per_s = rate
     print(_table(figures))
@@ -105,6 +110,7 @@ def measure(llm: LLM, answers: Callable[[], list[RequestOutput]]) -> Figures:
         prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
         output_tokens=num_tokens,
         output_tokens_per_s=num_tokens / seconds,
+        bound_tokens_per_s=None,
         ttft_ms=_median_and_p99([output.metrics.ttft_s for output in outputs]),
         tpot_ms=_median_and_p99([output.tpot_s() for output in outputs]),
         num_steps=max((stage["steps"] for stage in stages), default=0),
@@ -179,10 +185,13 @@ def _median_and_p99(seconds: Sequence[float | None]) -> list[float]:
 def _table(figures: Figures) -> str:
     rate = figures.requests_per_s
     pace = f"{rate:g} a second" if rate else f"{figures.num_at_once} at once"
+    bound = figures.bound_tokens_per_s
+    reached = f", {figures.output_tokens_per_s / bound:.0%} reached" if bound else ""
     rows = {
         "workload": f"{figures.workload}, {figures.num_requests} requests, {pace}",
         "ready after": f"{figures.ready_s:.1f} s",
         "output tokens/s": f"{figures.output_tokens_per_s:.0f} ({figures.output_tokens} in {figures.seconds:.2f} s)",
+        "bound": f"{bound:.0f} tokens/s{reached}" if bound else "unknown: the device gave no figures",
         "TTFT, TPOT": f"{figures.ttft_ms} ms, {figures.tpot_ms} ms (median, p99)",
         "steps": f"{figures.num_steps}, {figures.num_preemptions} preemptions, cache of {figures.num_kv_tokens} tokens",
     }

@@ -23,6 +23,7 @@ from ..attention import AttentionSpec
 from ..batch import Batch
 from ..kv_cache import LayerCache
 from ..rope import Rotation
+from .chain import chained, may_follow, wait_for_inputs
 
 PROGRAMS_EACH = 4  # of a multiprocessor: where keys are cut, no more
 _LEAST_GROUP = 16  # rows of a tile of the matrix instruction
@@ -47,10 +48,13 @@ def _decode_attention(  # type: ignore[no-untyped-def]
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, ROTARY: tl.constexpr,
     INTERLEAVED: tl.constexpr, NORMED: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr,
     CUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     cut = tl.program_id(2)
+    may_follow(CHAINED)
+    wait_for_inputs(CHAINED)
     length = tl.load(seq_lens + row)
     at = tl.arange(0, BLOCK)
     inside = at < DIM
@@ -215,6 +219,8 @@ def decode_attention(
         BLOCK=width,
         KEYS=tiling.keys,
         STAGES=tiling.stages,
+        CHAINED=chained(),
+        launch_pdl=chained(),
         num_warps=tiling.warps,
     )
     return out

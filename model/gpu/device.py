@@ -142,11 +142,12 @@ class CudaDevice:
 
 
 def check_cuda(dtype: torch.dtype) -> None:
-    """Raises ConfigError where the device can't serve the type."""
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "device is 'cuda', but torch finds no usable GPU: is one there, and is its driver new enough?"
-        )
+    """Raises ConfigError where torch finds no GPU that it can use, with torch's own reason, or one without the type."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (AssertionError, RuntimeError) as error:  # built without CUDA; no GPU, or its driver is too old
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device is 'cuda', but torch finds no usable GPU: {reason}") from None
     if dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
         raise ConfigError(f"dtype is 'bfloat16', but {name} doesn't compute in it: choose dtype 'float16'")

@@ -13,12 +13,16 @@ from torch import Tensor
 from ..attention import AttentionSpec
 from ..kv_cache import LayerCache
 from ..rope import Rotation
+from .chain import chained, may_follow, wait_for_inputs
 
 _GATED_BLOCK = 1024
+_HEADS_EACH = 8  # of a program that rotates
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rms_norm(x, weight, out, size, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rms_norm(x, weight, out, size, eps, BLOCK: tl.constexpr, CHAINED: tl.constexpr):  # type: ignore[no-untyped-def]
+    may_follow(CHAINED)
+    wait_for_inputs(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < size
@@ -36,7 +40,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     block = triton.next_power_of_2(size)
     warps = 8 if block >= 4096 else 4
     if len(x):
-        _rms_norm[(x.numel() // size,)](x, weight, out, size, eps, BLOCK=block, num_warps=warps)
+        _rms_norm[(x.numel() // size,)](
+            x, weight, out, size, eps, BLOCK=block, CHAINED=chained(), launch_pdl=chained(), num_warps=warps
+        )
     return out
 
 
@@ -64,46 +70,46 @@ def silu_mul(x: Tensor) -> Tensor:
 def _rotate_and_store(  # type: ignore[no-untyped-def]
     qkv, cos, sin, q_weight, k_weight, slots, queries, keys, values, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, ROTARY: tl.constexpr,
-    INTERLEAVED: tl.constexpr, NORMED: tl.constexpr, BLOCK: tl.constexpr,
+    INTERLEAVED: tl.constexpr, NORMED: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """One head of one token: norm, rotation, and the way to where it is read."""
+    """Some heads of one token: norm, rotation, and the way to where they are read."""
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    at = tl.arange(0, BLOCK)
-    inside = at < DIM
+    head = (tl.program_id(1) * EACH + tl.arange(0, EACH))[:, None]
+    at = tl.arange(0, BLOCK)[None, :]
+    inside = (at < DIM) & (head < HEADS + 2 * KV_HEADS)
+    is_query, is_value = head < HEADS, head >= HEADS + KV_HEADS
+    half: tl.constexpr = ROTARY // 2
+    if INTERLEAVED:
+        partner = tl.where(at < ROTARY, at ^ 1, at)
+        angle = at // 2
+        sign = tl.where(at % 2 == 0, -1.0, 1.0)
+    else:
+        partner = tl.where(at < half, at + half, tl.where(at < ROTARY, at - half, at))
+        angle = tl.where(at < half, at, at - half)
+        sign = tl.where(at < half, -1.0, 1.0)
     source = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * DIM
     x = tl.load(source + at, mask=inside, other=0.0)
-    if head >= HEADS + KV_HEADS:
-        slot = tl.load(slots + token).to(tl.int64)
-        tl.store(values + (slot * KV_HEADS + head - HEADS - KV_HEADS) * DIM + at, x, mask=inside)
-    else:
-        half: tl.constexpr = ROTARY // 2
-        if INTERLEAVED:
-            partner = tl.where(at < ROTARY, at ^ 1, at)
-            angle = at // 2
-            sign = tl.where(at % 2 == 0, -1.0, 1.0)
-        else:
-            partner = tl.where(at < half, at + half, tl.where(at < ROTARY, at - half, at))
-            angle = tl.where(at < half, at, at - half)
-            sign = tl.where(at < half, -1.0, 1.0)
-        own = x.to(tl.float32)
-        other = tl.load(source + partner, mask=inside, other=0.0).to(tl.float32)
-        if NORMED:
-            weight = q_weight if head < HEADS else k_weight
-            scale = tl.rsqrt(tl.sum(own * own, 0) / DIM + eps)
-            own = own * scale * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-            other = other * scale * tl.load(weight + partner, mask=inside, other=0.0).to(tl.float32)
-            own = own.to(x.dtype).to(tl.float32)
-            other = other.to(x.dtype).to(tl.float32)
-        turns = at < ROTARY
-        c = tl.load(cos + token * half + angle, mask=turns, other=1.0)
-        s = tl.load(sin + token * half + angle, mask=turns, other=0.0)
-        turned = (own * c + sign * other * s).to(x.dtype)
-        if head < HEADS:
-            tl.store(queries + (token * HEADS + head) * DIM + at, turned, mask=inside)
-        else:
-            slot = tl.load(slots + token).to(tl.int64)
-            tl.store(keys + (slot * KV_HEADS + head - HEADS) * DIM + at, turned, mask=inside)
+    own = x.to(tl.float32)
+    other = tl.load(source + partner, mask=inside, other=0.0).to(tl.float32)
+    if NORMED:
+        scale = tl.rsqrt(tl.sum(own * own, 1) / DIM + eps)[:, None]
+        known = at < DIM
+        q_own, k_own = tl.load(q_weight + at, mask=known, other=0.0), tl.load(k_weight + at, mask=known, other=0.0)
+        q_other = tl.load(q_weight + partner, mask=known, other=0.0)
+        k_other = tl.load(k_weight + partner, mask=known, other=0.0)
+        own = own * scale * tl.where(is_query, q_own, k_own).to(tl.float32)
+        other = other * scale * tl.where(is_query, q_other, k_other).to(tl.float32)
+        own = own.to(x.dtype).to(tl.float32)
+        other = other.to(x.dtype).to(tl.float32)
+    turns = at < ROTARY
+    c = tl.load(cos + token * half + angle, mask=turns, other=1.0)
+    s = tl.load(sin + token * half + angle, mask=turns, other=0.0)
+    turned = (own * c + sign * other * s).to(x.dtype)
+    slot = tl.load(slots + token).to(tl.int64)
+    tl.store(queries + (token * HEADS + head) * DIM + at, turned, mask=inside & is_query)
+    is_key = (head >= HEADS) & (head < HEADS + KV_HEADS)
+    tl.store(keys + (slot * KV_HEADS + head - HEADS) * DIM + at, turned, mask=inside & is_key)
+    tl.store(values + (slot * KV_HEADS + head - HEADS - KV_HEADS) * DIM + at, x, mask=inside & is_value)
 
 
 def rotate_and_store(
@@ -115,7 +121,7 @@ def rotate_and_store(
     """
     queries = qkv.new_empty(len(qkv), spec.num_heads, spec.head_dim)
     q_weight, k_weight = (qkv if weight is None else weight for weight in (spec.q_norm, spec.k_norm))
-    _rotate_and_store[(len(qkv), spec.num_heads + 2 * spec.num_kv_heads)](
+    _rotate_and_store[(len(qkv), triton.cdiv(spec.num_heads + 2 * spec.num_kv_heads, _HEADS_EACH))](
         qkv,
         rotation.cos,
         rotation.sin,
@@ -133,6 +139,7 @@ def rotate_and_store(
         INTERLEAVED=rotation.interleaved,
         NORMED=spec.q_norm is not None,
         BLOCK=triton.next_power_of_2(spec.head_dim),
-        num_warps=1,
+        EACH=_HEADS_EACH,
+        num_warps=4,
     )
     return queries

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..kernels import DenseLinear, Kernels
 from .attention import make_attention
 from .fused import rms_norm, silu_mul
+from .products import MAX_ROWS, product, serves
 
 
 class AddingLinear(DenseLinear):
@@ -19,19 +20,28 @@ class AddingLinear(DenseLinear):
     What a layer is given is its own to change: the embedding's rows, a link's buffer, a graph's input.
     """
 
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self._max_rows = MAX_ROWS if bias is None and serves(weight) else 0
+
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if len(x) <= self._max_rows:
+            return product(x, self._weight, residual)
         if residual is None or self._bias is not None:
             return super().__call__(x, residual)
         return residual.addmm_(x, self._weight.t())
 
 
 class FusedGated:
-    """`GatedKernel`: one product, and one pass over its result."""
+    """`GatedKernel`: one product, with few rows by one kernel, else with one pass more over its result."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
+        self._max_rows = MAX_ROWS if bias is None and serves(weight) else 0
 
     def __call__(self, x: Tensor) -> Tensor:
+        if len(x) <= self._max_rows:
+            return product(x, self._weight, gated=True)
         return silu_mul(F.linear(x, self._weight, self._bias))
 
 

@@ -1,63 +1,127 @@
 """Products of few rows with a large weight, for steps that are bound by reading the weights.
 
-out [M, N] = x [M, K] Wᵀ with M up to a few hundred. The weights' rows take the place that the matrix instructions give
-to many rows, and x's rows the other (the operands are swapped, as in "Tensor cores for small batches" kernels of
-FlashInfer and CUTLASS): no row of the instruction is padding. Tiles come by bulk copies (TMA) several steps ahead.
-Where N alone gives too few tiles to keep every multiprocessor reading, K is cut too: each cut writes its part in
-float32 and the last to arrive adds them up in their order, so that the same step gives the same bits.
+The weights' rows take the place that the matrix instruction gives to many rows, and the step's rows the other: none of
+the instruction is padding. Tiles come by bulk copies (TMA), several steps ahead. While the kernel before still runs,
+each program asks for the beginning of its weights (see `chain`). Every row is added up in the same order whatever the
+number of rows.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .chain import PREFETCH_BYTES, may_follow, prefetch, wait_for_inputs
+
+CHAINED = EARLY = False
+MAX_ROWS = 32  # above, cuBLAS is as fast on an H200 (LOG.md)
+_MAX_SHARED = 225_000  # bytes of a multiprocessor's memory that a program may take
+_MAX_STAGES = 8
+_ALIGNMENT = 16  # bytes, of a row
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def product_kernel(  # type: ignore[no-untyped-def]
-    weight, x, out, residual, parts, arrived, rows, outputs, inputs, steps_each, cuts,
-    GATED: tl.constexpr, ADD: tl.constexpr, CUT: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+def _product(  # type: ignore[no-untyped-def]
+    weight, x, start_of_weight, residual, out, rows, outputs, inputs,
+    GATED: tl.constexpr, ADD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr, CHAINED: tl.constexpr, PREFETCH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One tile of BN outputs and BM rows, over one cut of K."""
-    tile = tl.program_id(0)
-    cut = tl.program_id(1)
-    first_row = tl.program_id(2) * BM
-    first = tile * BN
+    """BN outputs of all rows."""
+    first = tl.program_id(0) * BN
+    at_n = first + tl.arange(0, BN)
+    at_m = tl.arange(0, BM)
+    may_follow(CHAINED and EARLY)
+    if PREFETCH > 0:
+        mine = tl.minimum(at_n, outputs - 1).to(tl.int64) * inputs
+        prefetch(start_of_weight + mine, PREFETCH)
+        if GATED:
+            prefetch(start_of_weight + mine + outputs.to(tl.int64) * inputs, PREFETCH)
+    wait_for_inputs(CHAINED)
     acc = tl.zeros((BN, BM), tl.float32)
     up = tl.zeros((BN, BM), tl.float32)
-    start = cut * steps_each
-    end = min(start + steps_each, tl.cdiv(inputs, BK))
-    for step in tl.range(start, end, num_stages=STAGES):
-        w = weight.load([first, step * BK])
-        rows_of_x = x.load([first_row, step * BK]).T
-        acc = tl.dot(w, rows_of_x, acc)
+    for k in tl.range(0, inputs, BK, num_stages=STAGES):
+        w = weight.load([first, k])
+        given = x.load([0, k]).T
+        acc = tl.dot(w, given, acc)
         if GATED:
-            up = tl.dot(weight.load([outputs + first, step * BK]), rows_of_x, up)
-    at_n = first + tl.arange(0, BN)
-    at_m = first_row + tl.arange(0, BM)
-    place = at_m[:, None] * outputs + at_n[None, :]
+            up = tl.dot(weight.load([outputs + first, k]), given, up)
+    may_follow(CHAINED and not EARLY)
+    if GATED:
+        gate = acc.to(out.dtype.element_ty).to(tl.float32)
+        gate = (gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty).to(tl.float32)
+        acc = gate * up.to(out.dtype.element_ty).to(tl.float32)
+    result = acc.T
+    place = at_m[:, None].to(tl.int64) * outputs + at_n[None, :]
     inside = (at_m < rows)[:, None] & (at_n < outputs)[None, :]
-    if CUT:
-        size = rows.to(tl.int64) * outputs
-        tl.store(parts + cut * size + place, acc.T, mask=inside)
-        tl.debug_barrier()
-        mine = tile + tl.program_id(2) * tl.num_programs(0)
-        before = tl.atomic_add(arrived + mine, 1, sem="acq_rel")
-        if before == cuts - 1:
-            total = tl.zeros((BM, BN), tl.float32)
-            for other in range(cuts):
-                total += tl.load(parts + other * size + place, mask=inside, other=0.0, cache_modifier=".cg")
-            if ADD:
-                total += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
-            tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
-            tl.store(arrived + mine, 0)
-    else:
-        if GATED:
-            gate = acc.to(out.dtype.element_ty).to(tl.float32)
-            gate = (gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty).to(tl.float32)
-            acc = gate * up.to(out.dtype.element_ty).to(tl.float32)
-        total = acc.T
-        if ADD:
-            total += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
+    if ADD:
+        result += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
+
+
+@dataclass(slots=True, frozen=True)
+class Tiles:
+    """How a product is cut."""
+
+    outputs: int
+    rows: int
+    inputs: int
+    stages: int
+    warps: int = 4
+
+
+def tiles_for(rows: int, gated: bool) -> Tiles:
+    """Measured on an H200 (LOG.md): narrow tiles; deep buffers, or two programs to a multiprocessor where gated."""
+    width = max(16, triton.next_power_of_2(rows))
+    inputs = 64 if gated and width > 32 else 128
+    bytes_of_stage = (64 * (1 + gated) + width) * inputs * 2
+    return Tiles(64, width, inputs, min(_MAX_STAGES, _MAX_SHARED // (1 + gated) // bytes_of_stage))
+
+
+def serves(weight: Tensor) -> bool:
+    """Whether `product` takes such a weight on this device."""
+    dense = weight.is_contiguous() and weight.dtype in (torch.bfloat16, torch.float16)
+    aligned = weight.shape[1] * weight.element_size() % _ALIGNMENT == 0
+    return dense and aligned and torch.cuda.get_device_capability(weight.device)[0] == 9
+
+
+def product(
+    x: Tensor, weight: Tensor, residual: Tensor | None = None, *, gated: bool = False, tiles: Tiles | None = None
+) -> Tensor:
+    """x [M, K] Wᵀ, added to the residual [M, N] where it lies, or gated: silu(gate) * up of a W that holds both.
+
+    M is at most `MAX_ROWS`; W [N, K], or [2 N, K] with the gate's rows first.
+    """
+    rows, inputs = x.shape
+    outputs = len(weight) // (1 + gated)
+    out = residual if residual is not None else x.new_empty(rows, outputs)
+    if not rows:
+        return out
+    tiles = tiles or tiles_for(rows, gated)
+    x = x if x.is_contiguous() else x.contiguous()
+    _product[(triton.cdiv(outputs, tiles.outputs),)](
+        TensorDescriptor.from_tensor(weight, [tiles.outputs, tiles.inputs]),
+        TensorDescriptor.from_tensor(x, [tiles.rows, tiles.inputs]),
+        weight,
+        out,
+        out,
+        rows,
+        outputs,
+        inputs,
+        GATED=gated,
+        ADD=residual is not None,
+        BN=tiles.outputs,
+        BM=tiles.rows,
+        BK=tiles.inputs,
+        STAGES=tiles.stages,
+        PREFETCH=min(PREFETCH_BYTES, inputs * x.element_size()) if CHAINED else 0,
+        CHAINED=CHAINED,
+        EARLY=EARLY,
+        launch_pdl=CHAINED,
+        num_warps=tiles.warps,
+    )
+    return out

@@ -21,11 +21,13 @@ from ..batch import Batch
 from ..decoder import StageModule
 from ..draw import NUCLEUS, DrawStep
 from ..kv_cache import KVCache
-from ..launch import StepLimits
+from ..launch import Launcher, StepLimits
 from ..logprobs import Span
 from ..sampler import Sampler, SamplingStep, ScoreStep
 from .attention import serves_block_size
 from .buckets import Buckets
+from .eager import EagerLauncher
+from .graphs import GraphLauncher
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,14 @@ def blocks_in_memory(
             f"{gib[0]:.1f} GiB in all, of which {gib[1]:.1f} are used elsewhere and a step takes {gib[2] + gib[3]:.1f}"
         )
     return max(0, available) // per_block - 1  # one block pads steps
+
+
+def make_launcher(module: StageModule, limits: StepLimits, scratch_block: int, eager: bool) -> Launcher:
+    """The way into the layers over the cache that the module has; `scratch_block` is a block that no sequence has."""
+    device = module.rotary.device
+    if eager or module.tp.size > 1:
+        return EagerLauncher(module, device, limits, scratch_block)
+    return GraphLauncher(module, device, limits, scratch_block)
 
 
 @torch.inference_mode()

@@ -13,8 +13,10 @@ import torch
 
 from penstock.configs.engine import EngineConfig
 from penstock.configs.model_config import ModelConfig
+from penstock.model.gpu.measure import DeviceFigures, Measured
 from penstock.model.grammar_compiler import GrammarCompiler
 from penstock.model.stage import StagePorts
+from penstock.scheduler.cost import StepCost
 from penstock.scheduler.mirror import Mirror
 from penstock.scheduler.plan import StepPlan, StepResult
 from penstock.scheduler.timeline import Timeline, now_ns
@@ -88,6 +90,7 @@ def build(
     ports: StagePorts,
     on_result: Callable[[StepResult], None],
     on_failure: Callable[[BaseException], None],
+    on_measured: Callable[[Measured], None],
     grammars: GrammarCompiler | None = None,
     step_s: float = 0.002,
     last_step: int = 1 << 30,
@@ -102,6 +105,13 @@ def build(
 def build_breaking(*args: Any, **kwargs: Any) -> FakeStage:
     """A stage that raises at step 3."""
     return build(*args, **kwargs, last_step=2)
+
+
+def build_measured(*args: Any, **kwargs: Any) -> FakeStage:
+    """A stage that measured itself; the second is the slower one."""
+    cost = StepCost(1e-5, 100.0, 1e-9, 1e-3 * (1 + kwargs["stage_idx"]))
+    kwargs["on_measured"](Measured(DeviceFigures(4e12, 6e14), cost))
+    return build(*args, **kwargs)
 
 
 def build_nothing(*args: Any, **kwargs: Any) -> FakeStage:

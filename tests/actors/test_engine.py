@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import ray
 
@@ -86,6 +87,26 @@ def test_real_stages_answer_alike_however_they_are_cut_and_a_run_is_recorded(tin
     report = replay(record)
     assert report.num_plans > 6
     assert report.difference is None
+
+
+def test_what_stages_have_and_measure_reaches_the_engine_and_the_slowest_is_planned_for(
+    tiny_folder: str, tmp_path: Path
+) -> None:
+    builder, record = "penstock.tests.actors.fake_stage:build_measured", tmp_path / "run.record"
+    settings = {"pipeline_layer_partition": [5, 3], "num_kv_blocks": 20, "record": str(record)}
+    with start(tiny_folder, builder, pipeline_parallel_size=2, **settings) as handle:
+        serve(handle)
+        first, last = handle.stages
+        assert (first.first_layer, first.last_layer, last.first_layer, last.last_layer) == (0, 4, 5, 7)
+        assert (first.num_blocks, first.cache_bytes) == (20, 20 * 5 * 2 * 16 * 2 * 16 * 4)
+        assert (first.bytes_per_s, first.flops_per_s) == (4e12, 6e14)
+        assert first.weight_bytes > last.weight_bytes > 0
+        assert first.step_cost is not None
+        assert last.step_cost is not None
+    with record.open("rb") as file:
+        header = next(msgpack.Unpacker(file, raw=False))
+    assert header[2]["step_cost"]["overhead_s"] == last.step_cost.overhead_s > first.step_cost.overhead_s
+    assert replay(record).difference is None
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])

@@ -1,16 +1,15 @@
 """Where a stage's time goes on this GPU: decodes of Qwen3-8B layers in a graph, kernel by kernel, and the head.
 
-`python tests/gpu/profile_stage.py [LAYERS [PART ...]]`; parts are stage, mixed (launched kernel by kernel), attention
-(alone, by size of block and number of splits), products (alone, over several weights so that no cache holds them).
+`python tests/gpu/profile_stage.py [LAYERS [PART ...]]`; parts are stage, chains (kernels that start early), mixed
+(steps with prompts), attention (alone, by size of block and number of splits), products (alone, over several weights
+so that no cache holds them).
 """
 
 from __future__ import annotations
 
-import cProfile
 import itertools
 import json
 import logging
-import pstats
 import sys
 import tempfile
 import time
@@ -28,8 +27,9 @@ from torch.nn import functional as F
 from penstock.configs.model_config import read_model_config
 from penstock.model.batch import Batch
 from penstock.model.decoder import StageModule, build_stage_module
+from penstock.model.gpu import decode_attention, fused, kernels, products
 from penstock.model.gpu.attention import FlashKernel, find_flash_attention
-from penstock.model.gpu.buckets import StepShape, pad
+from penstock.model.gpu.buckets import Buckets, StepShape, pad
 from penstock.model.gpu.clock import timing_event
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.kv_cache import KVCache
@@ -77,17 +77,31 @@ def greedy(compute_logits: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor
     return compute_logits(hidden).argmax(-1)
 
 
+def fill(launcher: GraphLauncher, rows: int) -> None:
+    """A step of decodes of `LENGTH` tokens, blocks scattered."""
+    buffers, width = launcher._buffers, LENGTH // BLOCK + 1
+    buffers.block_tables[:rows, :width] = torch.randperm(rows * width, device="cuda").view(rows, width).int()
+    buffers.seq_lens[:rows] = LENGTH
+    buffers.positions[:rows] = LENGTH - 1
+    buffers.cache_slots[:rows] = buffers.block_tables[:rows, width - 1].long() * BLOCK + 3
+
+
+def print_kernels(work: Callable[[], object]) -> None:
+    """Which kernels took how long."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    for each in sorted(profile.key_averages(), key=lambda each: -each.self_device_time_total)[:14]:
+        print(f"  {each.self_device_time_total:8.1f} us {each.count:3} x {each.key[:80]}")
+
+
 def profile_decodes(num_layers: int) -> None:
     """Replays of each number of rows: time, floor, and the kernels of one of them."""
     module, launcher = build(num_layers)
     weights = sum(195 << 20 for _ in range(num_layers)) * 2
     for rows in ROWS:
-        width = LENGTH // BLOCK + 1
-        buffers, shape = launcher._buffers, StepShape(rows, rows, all_decode=True)
-        buffers.block_tables[:rows, :width] = torch.randperm(rows * width, device="cuda").view(rows, width).int()
-        buffers.seq_lens[:rows] = LENGTH
-        buffers.positions[:rows] = LENGTH - 1
-        buffers.cache_slots[:rows] = buffers.block_tables[:rows, width - 1].long() * BLOCK + 3
+        shape = StepShape(rows, rows, all_decode=True)
+        fill(launcher, rows)
         hidden = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
 
         def replay(hidden: Tensor = hidden, shape: StepShape = shape) -> None:
@@ -99,13 +113,40 @@ def profile_decodes(num_layers: int) -> None:
         floor = (weights + rows * LENGTH * num_layers * 4096) / BYTES_PER_S * 1e3
         print(f"{rows} rows: {num_layers} layers {stage:.3f} ms (floor {floor:.3f}), head {head:.3f}, float {full:.3f}")
         if rows in (64, 256):
-            activities = [torch.profiler.ProfilerActivity.CUDA]
-            with torch.profiler.profile(activities=activities) as profile:
+
+            def step(hidden: Tensor = hidden, replay: Callable[[], None] = replay) -> None:
                 replay()
-                module.order(hidden).argmax(-1)
-                torch.cuda.synchronize()
-            table = profile.key_averages().table(sort_by="cuda_time_total", row_limit=16, max_name_column_width=90)
-            print("\n".join(line[:92] + line[-90:] for line in table.splitlines()))
+                greedy(module.order, hidden)
+
+            print_kernels(step)
+
+
+def compare_chains(num_layers: int) -> None:
+    """Steps of decodes with the library's products and with ours, by what is asked for ahead."""
+    Buckets.shapes = lambda self: [StepShape(rows, rows, all_decode=True) for rows in (128, 64, 16)]  # type: ignore[method-assign]
+    every, none = (True, True, True), (False, False, False)  # products, norms, attention
+    ways = [(0, 0, every), (0, 0, none), (64, 0, none), (64, 0, every), (64, 512, every), (64, 1024, every)]
+    ways += [(64, 0, (False, True, True)), (64, 0, (True, True, False)), (64, 512, (True, True, False))]
+    for max_rows, ahead, (of_products, of_norms, of_attention) in ways:
+        setattr(kernels, "MAX_ROWS", max_rows)  # noqa: B010
+        setattr(products, "PREFETCH_BYTES", ahead)  # noqa: B010
+        setattr(products, "CHAINED", of_products)  # noqa: B010
+        setattr(fused, "chained", lambda whether=of_norms: whether)  # noqa: B010
+        setattr(decode_attention, "chained", lambda whether=of_attention: whether)  # noqa: B010
+        stage, launcher = build(num_layers)
+        figures = []
+        for rows in (16, 64, 128):
+            shape = StepShape(rows, rows, all_decode=True)
+            fill(launcher, rows)
+            hidden = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
+            head = time_ms(partial(greedy, stage.order, hidden))
+            figures.append(f"{rows} rows {time_ms(launcher._graphs[shape].replay):.3f} ms, head {head:.3f}")
+        print(
+            f"ours to {max_rows} rows, {ahead} ahead, chained {of_products, of_norms, of_attention}: {'; '.join(figures)}",
+            flush=True,
+        )
+        del stage, launcher
+        torch.cuda.empty_cache()
 
 
 def run_often(launcher: GraphLauncher, hidden: Tensor, batch: Batch) -> None:
@@ -115,25 +156,24 @@ def run_often(launcher: GraphLauncher, hidden: Tensor, batch: Batch) -> None:
 
 
 def time_mixed(num_layers: int) -> None:
-    """Steps of 64 decodes and a prompt, launched kernel by kernel: the host's time and the device's."""
-    module, launcher = build(num_layers)
-    width, rows = LENGTH // BLOCK + 1, 64
-    for chunk in (64, 300, 1024):
-        counts = np.array([1] * rows + [chunk])
-        lengths = np.array([LENGTH] * rows + [chunk])
+    """Steps of decodes and prompts: the host's time and the device's."""
+    _, launcher = build(num_layers)
+    for rows, prompts in ((64, [64]), (64, [300]), (64, [440]), (64, [1024]), (0, [300] * 27)):
+        counts = np.array([1] * rows + prompts)
+        lengths = np.array([LENGTH] * rows + prompts)
         blocks = -(-lengths // BLOCK)
-        table = np.zeros((rows + 1, max(width, blocks[-1])), np.int32)
+        table = np.zeros((len(counts), blocks.max()), np.int32)
         for row, (first, count) in enumerate(zip(np.cumsum(blocks) - blocks, blocks, strict=True)):
             table[row, :count] = np.arange(first, first + count)
         starts = np.r_[0, np.cumsum(counts)].astype(np.int32)
         at = np.concatenate([np.arange(n - c, n) for n, c in zip(lengths, counts, strict=True)])
-        slots = table[np.repeat(np.arange(rows + 1), counts), at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK
+        slots = table[np.repeat(np.arange(len(counts)), counts), at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK
         given = [torch.from_numpy(x) for x in (at, slots, starts, lengths.astype(np.int32), table)]
         positions, cache_slots, query_starts, seq_lens, block_table = given
         batch = Batch(
             num_tokens=len(at),
-            num_rows=rows + 1,
-            max_query_len=chunk,
+            num_rows=len(counts),
+            max_query_len=int(counts.max()),
             max_seq_len=int(lengths.max()),
             all_decode=False,
             token_ids=positions,
@@ -148,7 +188,7 @@ def time_mixed(num_layers: int) -> None:
         hidden = torch.randn(len(at), 4096, device="cuda", dtype=torch.bfloat16)
         shape = launcher._buckets.shape_of(batch)
         if shape is not None:
-            pad(batch, shape, module.layers[0].attention.cache.keys.shape[0] - 1, BLOCK)
+            pad(batch, shape, launcher._scratch_block, BLOCK)
         for name in ("token_ids", "positions", "cache_slots", "query_starts", "seq_lens", "block_table"):
             setattr(batch, name, getattr(batch, name).cuda())
         with torch.inference_mode():
@@ -158,11 +198,9 @@ def time_mixed(num_layers: int) -> None:
             run_often(launcher, hidden, batch)
             host_ms = (time.perf_counter() - start_s) * 100
             torch.cuda.synchronize()
-            if chunk == 64:
-                profile = cProfile.Profile()
-                profile.runcall(run_often, launcher, hidden, batch)
-                pstats.Stats(profile).sort_stats("tottime").print_stats(22)
-        print(f"mixed, 64 rows and {chunk} tokens, {num_layers} layers: {device_ms:.2f} ms, host {host_ms:.2f} ms")
+            if not rows:
+                print_kernels(partial(launcher.forward, hidden.clone(), batch))
+        print(f"{rows} rows and prompts {prompts[:2]}, {num_layers} layers: {device_ms:.2f} ms, host {host_ms:.2f} ms")
 
 
 def attend_all(kernel: FlashKernel, q: Tensor, layers: list[Tensor], options: dict[str, Any]) -> None:
@@ -240,6 +278,8 @@ if __name__ == "__main__":
         profile_decodes(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
     if "mixed" in parts:
         time_mixed(int(sys.argv[1]))
+    if "chains" in parts:
+        compare_chains(int(sys.argv[1]))
     if "attention" in parts:
         time_attention()
     if "products" in parts:

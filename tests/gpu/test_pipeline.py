@@ -38,10 +38,13 @@ QWEN3 = {
     "eos_token_id": 2,
 }
 NUM_BLOCKS = 512
+DEVICE = "cuda"
 
 
 @pytest.mark.parametrize("name", ["qwen3", "glm4", "mistral", "llama32"])
-@pytest.mark.parametrize(("stages", "eager", "num_blocks"), [(1, False, 12), (2, False, 40), (3, True, 12)])
+@pytest.mark.parametrize(
+    ("stages", "eager", "num_blocks"), [(1, False, 12), (2, False, 40), (3, True, 12), (4, False, 12)]
+)
 def test_float32_tokens_are_those_of_transformers(
     tmp_path: Path, name: str, stages: int, eager: bool, num_blocks: int
 ) -> None:
@@ -53,7 +56,7 @@ def test_float32_tokens_are_those_of_transformers(
         model=str(tmp_path),
         pipeline_parallel_size=stages,
         dtype="float32",
-        device="cuda",
+        device=DEVICE,
         block_size=16,
         max_model_len=64,
         max_num_seqs=24,
@@ -80,7 +83,7 @@ def tokens(
 ) -> list[list[int]]:
     """Greedy tokens of equally long requests that come at once, under the plans of a pipeline of `plans_for` stages."""
     model_config = read_model_config(folder)
-    common = {"model": str(folder), "load_format": "dummy", "device": "cuda", "max_num_seqs": 64, "max_model_len": 1024}
+    common = {"model": str(folder), "load_format": "dummy", "device": DEVICE, "max_num_seqs": 64, "max_model_len": 1024}
     config = EngineConfig(**(common | settings))
     planner = EngineConfig(**(common | settings | {"pipeline_parallel_size": plans_for}))
     scheduler = Scheduler(scheduler_config(planner, model_config, NUM_BLOCKS))
@@ -103,10 +106,14 @@ def tokens(
     return answers
 
 
-@pytest.mark.parametrize("eager", [True, False])
-def test_bf16_tokens_of_several_stages_are_those_of_one_under_the_same_plans(folder: Path, eager: bool) -> None:
-    one = tokens(folder, plans_for=2, enforce_eager=eager)
-    assert tokens(folder, plans_for=2, enforce_eager=eager, pipeline_parallel_size=2) == one
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "graphs"])
+@pytest.mark.parametrize(("stages", "is_async"), [(2, True), (4, True), (4, False)])
+def test_bf16_tokens_of_several_stages_are_those_of_one_under_the_same_plans(
+    folder: Path, stages: int, is_async: bool, eager: bool
+) -> None:
+    settings = {"plans_for": stages, "async_scheduling": is_async, "enforce_eager": eager, "max_num_seqs": 16}
+    one = tokens(folder, **settings)
+    assert tokens(folder, **settings, pipeline_parallel_size=stages) == one
     assert len({tuple(answer) for answer in one}) == len(one), "the answers say nothing: they are all alike"
 
 

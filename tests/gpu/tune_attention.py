@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.model.attention import AttentionSpec
@@ -34,7 +35,7 @@ BYTES_PER_S = 4.3e12
 class Problem:
     """A step of decodes over caches of several layers."""
 
-    def __init__(self, rows: int, lengths: np.ndarray) -> None:
+    def __init__(self, rows: int, lengths: NDArray[np.int64]) -> None:
         width = MAX_LEN // BLOCK
         blocks = -(-lengths // BLOCK)
         rng = np.random.default_rng(0)
@@ -67,8 +68,8 @@ class Problem:
             query_starts=tensors[2],
             seq_lens=tensors[3],
             block_table=tensors[4],
-            host_query_starts=np.arange(rows + 1),
-            host_seq_lens=lengths,
+            host_query_starts=np.arange(rows + 1, dtype=np.int32),
+            host_seq_lens=lengths.astype(np.int32),
         )
         self.arrived = torch.zeros(1 << 14, dtype=torch.int32, device="cuda")
 
@@ -130,20 +131,20 @@ def time_us(work: partial[Tensor], repeats: int = 6) -> float:
     return float(start.elapsed_time(end)) * 1e3 / (3 * repeats * LAYERS)
 
 
-def tune(rows: int, lengths: np.ndarray, what: str, out: Path) -> None:
+def tune(rows: int, lengths: NDArray[np.int64], what: str, out: Path) -> None:
     problem = Problem(rows, lengths)
     library = {splits: round(time_us(partial(problem.library, splits=splits)), 1) for splits in (0, 1)}
     exact = problem.library(0, 1).float()
     found = []
     for tiling, cuts in itertools.product(TILINGS, cuts_for(rows)):
         try:
-            error = float((problem.ours(0, cuts, tiling).float() - exact).norm() / exact.norm())
+            off = float((problem.ours(0, cuts, tiling).float() - exact).norm() / exact.norm())
             us = time_us(partial(problem.ours, cuts=cuts, tiling=tiling), 3)
         except Exception as error:
             print("no", tiling, cuts, type(error).__name__, flush=True)
             continue
-        if error > 0.01:
-            print("WRONG", rows, tiling, cuts, error, flush=True)
+        if off > 0.01:
+            print("WRONG", rows, tiling, cuts, off, flush=True)
             continue
         found.append((round(us, 1), cuts, tiling.keys, tiling.stages, tiling.warps))
     found.sort()

@@ -11,18 +11,18 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 import triton
 from torch import Tensor
 from torch.nn import functional as F
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from penstock.model.gpu.clock import timing_event
 from penstock.model.gpu.fused import silu_mul
-from penstock.model.gpu.products import product_kernel
+from penstock.model.gpu.products import Tiles, product
 
 SHAPES = {  # outputs, inputs, gated, added to the residual
     "qkv": (6144, 4096, False, False),
@@ -31,66 +31,28 @@ SHAPES = {  # outputs, inputs, gated, added to the residual
     "down": (4096, 12288, False, True),
     "head": (151936, 4096, False, False),
 }
-ROWS = (16, 32, 64, 128, 256)
-CUTS = (1, 2, 3, 4, 6, 8)
+ROWS = (16, 32, 64, 128)
 MAX_SHARED = 225_000
 BYTES_PER_S = 4.3e12
 NUM_COMPILERS = 14
-SPACE = 8 * 256 * 6144  # floats of parts
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """One way to cut a product."""
-
-    bn: int
-    bm: int
-    bk: int
-    stages: int
-    warps: int
-
-    def shared(self, gated: bool) -> int:
-        return self.stages * (self.bn * (1 + gated) + self.bm) * self.bk * 2
+def shared(tiles: Tiles, gated: bool) -> int:
+    """Bytes of a program's buffers."""
+    return tiles.stages * (tiles.outputs * (1 + gated) + tiles.rows) * tiles.inputs * 2
 
 
 def candidates(rows: int, gated: bool) -> list[Tiles]:
     """Those whose buffers fit and are deep enough to hide the memory's latency."""
-    bm = max(16, triton.next_power_of_2(rows))
-    found = []
-    for bn, bk, warps in itertools.product((64, 128), (64, 128), (4, 8)):
-        for width in {min(bm, 256), min(bm, 128)}:
-            large = bn * width * (1 + gated) > 128 * 128
-            if (large and warps == 4) or (bn == 64 and warps == 8):
-                continue
-            each = Tiles(bn, width, bk, 1, warps).shared(gated)
-            for stages in {min(MAX_SHARED // each, 8), min(MAX_SHARED // each // 2, 6)}:
-                if stages >= 3:
-                    found.append(Tiles(bn, width, bk, stages, warps))
+    width, found = max(16, triton.next_power_of_2(rows)), []
+    for outputs, inputs, warps in itertools.product((64, 128), (64, 128), (4, 8)):
+        if (outputs * width * (1 + gated) > 128 * 128 and warps == 4) or (outputs == 64 and warps == 8):
+            continue
+        each = shared(Tiles(outputs, width, inputs, 1), gated)
+        for stages in {min(MAX_SHARED // each, 8), min(MAX_SHARED // each // 2, 6)}:
+            if stages >= 3:
+                found.append(Tiles(outputs, width, inputs, stages, warps))
     return found
-
-
-def launch(tiles: Tiles, cuts: int, weight: Tensor, x: Tensor, out: Tensor, gated: bool, added: bool) -> None:
-    """The product by these tiles."""
-    rows, outputs, inputs = len(x), out.shape[1], x.shape[1]
-    steps = triton.cdiv(inputs, tiles.bk)
-    grid = (triton.cdiv(outputs, tiles.bn), cuts, triton.cdiv(rows, tiles.bm))
-    product_kernel[grid](
-        TensorDescriptor.from_tensor(weight, [tiles.bn, tiles.bk]),
-        TensorDescriptor.from_tensor(x, [tiles.bm, tiles.bk]),
-        *(out, out, workspace()[0], workspace()[1], rows, outputs, inputs, triton.cdiv(steps, cuts), cuts),
-        GATED=gated, ADD=added, CUT=cuts > 1, BN=tiles.bn, BM=tiles.bm, BK=tiles.bk, STAGES=tiles.stages,
-        num_warps=tiles.warps,
-    )  # fmt: skip
-
-
-_SPACE: list[Tensor] = []
-
-
-def workspace() -> list[Tensor]:
-    if not _SPACE:
-        _SPACE.append(torch.empty(SPACE, dtype=torch.float32, device="cuda"))
-        _SPACE.append(torch.zeros(1 << 16, dtype=torch.int32, device="cuda"))
-    return _SPACE
 
 
 def tensors(name: str, rows: int, copies: int) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -102,32 +64,20 @@ def tensors(name: str, rows: int, copies: int) -> tuple[list[Tensor], Tensor, Te
     return weights, x, torch.zeros(rows, outputs, device="cuda", dtype=torch.bfloat16)
 
 
-def cut_choices(name: str, tiles: Tiles, rows: int) -> list[int]:
-    outputs, _, gated, _ = SHAPES[name]
-    if gated or name == "head":
-        return [1]
-    programs = triton.cdiv(outputs, tiles.bn) * triton.cdiv(rows, tiles.bm)
-    return [
-        cuts for cuts in CUTS if 60 <= programs * cuts <= 800 and (cuts == 1 or rows * outputs * cuts < 8 * 256 * 6144)
-    ]
-
-
 def compile_some(jobs: list[tuple[str, int, Tiles]]) -> None:
     """Compiles by launching."""
     for name, rows, tiles in jobs:
         (weight,), x, out = tensors(name, rows, 1)
-        choices = cut_choices(name, tiles, rows)
-        for cuts in {choices[0], choices[-1]} if choices else ():
-            try:
-                launch(tiles, cuts, weight, x, out, *SHAPES[name][2:])
-            except Exception as error:
-                print(name, rows, tiles, cuts, type(error).__name__, str(error)[:100], flush=True)
-                break
+        _, _, gated, added = SHAPES[name]
+        try:
+            product(x, weight, out if added else None, gated=gated, tiles=tiles)
+        except Exception as error:
+            print(name, rows, tiles, type(error).__name__, str(error)[:100], flush=True)
         torch.cuda.synchronize()
         del weight
 
 
-def time_us(work: Callable[[Tensor], None], weights: list[Tensor]) -> float:
+def time_us(work: Callable[[Tensor], object], weights: list[Tensor]) -> float:
     """Mean time of one product in a graph of all weights, twice."""
     work(weights[0])
     torch.cuda.synchronize()
@@ -163,30 +113,22 @@ def tune(name: str, rows: int, out_file: Path) -> str:
     exact = (silu_mul(exact) if gated else exact).float()
     found = []
     for tiles in candidates(rows, gated):
-        for cuts in cut_choices(name, tiles, rows):
-            try:
-                out.zero_()
-                launch(tiles, cuts, weights[0], x, out, gated, added)
-                error = float((out.float() - exact).norm() / exact.norm())
-                if error > 0.01:
-                    print("WRONG", name, rows, tiles, cuts, error, flush=True)
-                    continue
-
-                def ours(weight: Tensor, tiles: Tiles = tiles, cuts: int = cuts) -> None:
-                    launch(tiles, cuts, weight, x, out, gated, added)
-
-                us = time_us(ours, weights)
-            except Exception as error:
-                print(name, rows, tiles, cuts, type(error).__name__, flush=True)
-                continue
-            found.append((us, cuts, tiles))
+        residual = out.zero_() if added else None
+        ours = partial(product, x, residual=residual, gated=gated, tiles=tiles)
+        try:
+            off = float((ours(weights[0]).float() - exact).norm() / exact.norm())
+            us = time_us(ours, weights)
+        except Exception as error:
+            print(name, rows, tiles, type(error).__name__, flush=True)
+            continue
+        assert off < 0.01, (name, rows, tiles, off)
+        found.append((us, tiles))
     found.sort(key=lambda each: each[0])
     floor = outputs * (1 + gated) * inputs * 2 / BYTES_PER_S * 1e6
     with out_file.open("a") as file:
         row = {"name": name, "rows": rows, "library_us": plain, "floor_us": floor}
-        found_rows = [{"us": us, "cuts": cuts} | asdict(tiles) for us, cuts, tiles in found]
-        file.write(json.dumps(row | {"found": found_rows}) + "\n")
-    best = " | ".join(f"{us:.1f} us {cuts} cuts {tuple(asdict(t).values())}" for us, cuts, t in found[:3])
+        file.write(json.dumps(row | {"found": [{"us": us} | asdict(tiles) for us, tiles in found]}) + "\n")
+    best = " | ".join(f"{us:.1f} us {tuple(asdict(tiles).values())}" for us, tiles in found[:3])
     return f"{name} {rows}: library {plain:.1f} us, floor {floor:.1f}; {best}"
 
 

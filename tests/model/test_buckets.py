@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
-from penstock.configs.model_config import read_model_config
 from penstock.model.batch import Batch
-from penstock.model.decoder import build_stage_module
 from penstock.model.gpu.buckets import MAX_ROWS, MAX_TOKENS, Buckets, pad
-from penstock.model.gpu.eager import EagerLauncher
-from penstock.model.kv_cache import KVCache
-from penstock.model.launch import DirectLauncher, StepLimits
-from penstock.model.loader import dummy_weights
-from penstock.model.tensor_parallel import NoTensorParallel
-from penstock.model.work import StepWork
-from penstock.scheduler.mirror import Mirror, StepInput
+from penstock.model.launch import StepLimits
+from penstock.scheduler.mirror import Mirror
 from penstock.scheduler.plan import Registration, StepPlan, ints
 
-from .tiny import write_tiny_model
-
-BLOCK_SIZE, NUM_BLOCKS = 16, 40
+BLOCK_SIZE = 16
 
 
-def limits(max_num_seqs: int = 600, max_num_batched_tokens: int = 2048, hidden_size: int = 64) -> StepLimits:
-    return StepLimits(max_num_seqs, max_num_batched_tokens, 256, BLOCK_SIZE, hidden_size, torch.float32)
+def limits(max_num_seqs: int = 600, max_num_batched_tokens: int = 2048) -> StepLimits:
+    return StepLimits(max_num_seqs, max_num_batched_tokens, 512, BLOCK_SIZE, 64, torch.float32)
 
 
 def step_of(counts: list[int]) -> Batch:
     """A first step of sequences with so many tokens each."""
-    return Batch.from_step(inputs_of(Mirror(len(counts), 40, BLOCK_SIZE), counts))
-
-
-def inputs_of(mirror: Mirror, counts: list[int], step: int = 0) -> StepInput:
-    rng = np.random.default_rng(step)
-    new = [] if step else [Registration(s, 0, 0, n, ints(rng.integers(3, 60, n + 9))) for s, n in enumerate(counts)]
-    blocks = [-(-(int(mirror.num_computed[s]) + n) // BLOCK_SIZE) for s, n in enumerate(counts)]
-    missing = [s for s, n in enumerate(blocks) for _ in range(n - (int(mirror.num_blocks[s]) if step else 0))]
-    first = int(mirror.num_blocks.sum()) if step else 0
-    plan = StepPlan(
-        step,
-        ints(range(len(counts))),
-        ints(counts),
-        registrations=new,
-        block_slots=ints(missing),
-        block_ids=ints(range(first, first + len(missing))),
-    )
-    return mirror.apply(plan)
+    new = [Registration(row, 0, 0, count, ints([7] * count)) for row, count in enumerate(counts)]
+    blocks = [row for row, count in enumerate(counts) for _ in range(-(-count // BLOCK_SIZE))]
+    rows = list(range(len(counts)))
+    ids = ints(list(range(len(blocks))))
+    plan = StepPlan(0, ints(rows), ints(counts), registrations=new, block_slots=ints(blocks), block_ids=ids)
+    return Batch.from_step(Mirror(len(counts), 40, BLOCK_SIZE).apply(plan))
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 8, 200, 600])
@@ -80,7 +56,7 @@ def test_padding_is_one_more_prompt_in_a_block_of_its_own() -> None:
     assert batch.query_starts.tolist() == [0, 1, 31, 33] + [64] * (shape.num_rows - 3)
     assert batch.seq_lens.tolist() == [1, 30, 2, 31] + [0] * (shape.num_rows - 4)
     assert batch.cache_slots[33:].tolist() == [7 * BLOCK_SIZE] * 31
-    assert batch.block_table[3:].unique().tolist() == [7]
+    assert set(batch.block_table[3:].flatten().tolist()) == {7}
     assert batch.positions[33:].tolist() == [0] * 31
 
 
@@ -90,43 +66,4 @@ def test_a_step_that_fills_its_shape_has_no_padding_row() -> None:
     assert shape is not None
     pad(batch, shape, scratch_block=7, block_size=BLOCK_SIZE)
     assert batch.seq_lens.tolist() == [1, 31] + [0] * (shape.num_rows - 2)
-    assert batch.query_starts[2:].unique().tolist() == [32]
-
-
-def test_padded_decodes_get_the_same_hidden_states(tmp_path: Path) -> None:
-    write_tiny_model(tmp_path, "qwen3")
-    config = read_model_config(tmp_path)
-    module = build_stage_module(
-        config,
-        range(config.num_hidden_layers),
-        NoTensorParallel(),
-        dtype=torch.float32,
-        device="cpu",
-        first=True,
-        last=True,
-    )
-    dummy_weights(module, config, 0)
-    shape = limits(max_num_seqs=16, hidden_size=config.hidden_size)
-
-    def run(padded: bool) -> list[torch.Tensor]:
-        module.bind_cache(
-            KVCache(
-                config.num_hidden_layers,
-                NUM_BLOCKS + 1,
-                BLOCK_SIZE,
-                config.num_key_value_heads,
-                config.head_dim,
-                torch.float32,
-            )
-        )
-        launcher = EagerLauncher(module, torch.device("cpu"), shape, NUM_BLOCKS) if padded else DirectLauncher(module)
-        mirror, out = Mirror(16, 16, BLOCK_SIZE), []
-        for step, counts in enumerate([[17, 5, 9, 3, 30], [1] * 5, [1] * 5]):
-            inputs = inputs_of(mirror, counts, step)
-            work = StepWork(inputs, Batch.from_step(inputs))
-            launcher.upload(work)
-            out.append(launcher.forward(module.embed(work.batch.token_ids), work.batch).clone())
-        return out
-
-    for ours, plain in zip(run(True), run(False), strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    assert set(batch.query_starts[2:].tolist()) == {32}

@@ -13,11 +13,10 @@ from penstock.actors.in_process import start_in_process
 from penstock.actors.scheduler_settings import scheduler_config
 from penstock.configs.engine import EngineConfig
 from penstock.configs.model_config import read_model_config
-from penstock.model.decoder import StageModule
+from penstock.model.gpu.buckets import StepShape
 from penstock.model.gpu.eager import EagerLauncher, to_device
-from penstock.model.gpu.graphs import GraphLauncher, graph_buckets
-from penstock.model.kv_cache import KVCache
-from penstock.model.launch import Launcher, StepLimits
+from penstock.model.gpu.graphs import GraphLauncher
+from penstock.model.launch import Launcher
 from penstock.scheduler.scheduler import Scheduler
 
 from ..actors.reference import expected_tokens, play, scenario
@@ -27,14 +26,14 @@ from .tiny import write_tiny_model
 class Replay:
     """Stands in for a graph: runs the layers over the shared buffers."""
 
-    def __init__(self, launcher: ReplayingLauncher, rows: int) -> None:
-        self._launcher, self._rows = launcher, rows
+    def __init__(self, launcher: ReplayingLauncher, shape: StepShape) -> None:
+        self._launcher, self._shape = launcher, shape
 
     def replay(self) -> None:
-        launcher, rows = self._launcher, self._rows
+        launcher = self._launcher
         launcher.num_replays += 1
-        out = launcher._module(launcher._hidden[:rows].clone(), launcher._static_batch(rows))
-        launcher._out[:rows].copy_(out)
+        out = EagerLauncher._launch(launcher, self._shape)
+        launcher._out[: self._shape.num_tokens].copy_(out)
 
 
 class ReplayingLauncher(GraphLauncher):
@@ -43,7 +42,7 @@ class ReplayingLauncher(GraphLauncher):
     num_replays = 0
 
     def _capture_all(self) -> None:
-        self._graphs = {rows: Replay(self, rows) for rows in self._buckets.tolist()}  # type: ignore[misc]
+        self._graphs = {shape: Replay(self, shape) for shape in self._buckets.shapes()}  # type: ignore[misc]
 
 
 def test_a_steps_tensors_travel_together_and_arrive_as_they_were() -> None:
@@ -53,13 +52,6 @@ def test_a_steps_tensors_travel_together_and_arrive_as_they_were() -> None:
         assert torch.equal(arrived, sent)
 
 
-@pytest.mark.parametrize("most", [1, 3, 64, 100, 512, 1000])
-def test_buckets_grow_and_end_with_the_most_rows_that_are_captured(most: int) -> None:
-    buckets = graph_buckets(most)
-    assert buckets == sorted(set(buckets))
-    assert buckets[-1] == min(most, 512)
-
-
 @pytest.mark.parametrize("name", ["qwen3", "mistral"])
 @pytest.mark.parametrize("graphs", [False, True])
 def test_tokens_are_those_of_transformers_through_the_gpus_launchers(
@@ -67,19 +59,13 @@ def test_tokens_are_those_of_transformers_through_the_gpus_launchers(
 ) -> None:
     made: list[EagerLauncher] = []
 
-    def make(module: StageModule, device: torch.device, limits: StepLimits, scratch: int, eager: bool) -> Launcher:
-        kind: Any = ReplayingLauncher if graphs else EagerLauncher
-        made.append(kind(module, device, limits, *([scratch] if graphs else [])))
+    def launcher(builder: Any, num_blocks: int, agree: object) -> Launcher:
+        kind = ReplayingLauncher if graphs else EagerLauncher
+        builder.module.bind_cache(builder._cache(num_blocks + 1))
+        made.append(kind(builder.module, torch.device("cpu"), builder.limits, num_blocks))
         return made[-1]
 
-    whole: Any = stage._StageBuilder._cache
-
-    def cache_with_scratch(builder: Any, num_blocks: int) -> KVCache:
-        cache: KVCache = whole(builder, num_blocks + 1)
-        return cache
-
-    monkeypatch.setattr(stage, "make_launcher", make)
-    monkeypatch.setattr(stage._StageBuilder, "_cache", cache_with_scratch)
+    monkeypatch.setattr(stage._StageBuilder, "launcher", launcher)
     model = write_tiny_model(tmp_path, name)
     model_config = read_model_config(tmp_path)
     scene = scenario(3, model_config.vocab_size)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from penstock.scheduler.config import SchedulerConfig
+from penstock.scheduler.cost import StepCost
 from penstock.scheduler.plan import Sampling, StepPlan
 from penstock.scheduler.request import State
 
@@ -48,6 +49,8 @@ def random_config(rng: random.Random) -> SchedulerConfig:
         min_prefill_tokens=rng.choice([1, 4, 32]),
         max_prefill_tokens=rng.choice([8, 64]),
         kv_reserve=rng.choice([0.0, 0.05, 0.3]),
+        step_cost=rng.choice([None, StepCost(1e-5, 1.0, 1e-5, 1e-4), StepCost(1e-5, 12.0, 1e-6, 0.0, 1e-3)]),
+        max_decode_slowdown=rng.choice([1.0, 2.0]),
     )
 
 

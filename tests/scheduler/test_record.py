@@ -16,6 +16,7 @@ import pytest
 
 from penstock.errors import ConfigError
 from penstock.scheduler.config import SchedulerConfig
+from penstock.scheduler.cost import StepCost
 from penstock.scheduler.plan import Sampling
 from penstock.scheduler.record import Recorder, replay
 from penstock.scheduler.scheduler import Scheduler
@@ -84,6 +85,19 @@ def test_a_recorded_run_replays_with_every_byte_the_same(record: Path) -> None:
     assert report.difference is None
     assert report.num_plans > 100
     assert report.num_plan_bytes > 10 * report.num_plans
+
+
+def test_a_run_whose_steps_have_a_cost_replays_with_it_and_not_without(tmp_path: Path) -> None:
+    path = tmp_path / "run.record"
+    costly = replace(CONFIG, step_cost=StepCost(1e-5, 4.0, 1 / 3 * 1e-5, 1e-4), max_decode_slowdown=1.1)
+    with path.open("wb") as file:
+        random_run(Recorder(Scheduler(costly), file))
+    assert replay(path).difference is None
+    records = list(msgpack.Unpacker(io.BytesIO(path.read_bytes()), raw=False))
+    assert records[0][2]["step_cost"]["per_context_s"] == 1 / 3 * 1e-5
+    records[0][2]["step_cost"] = None
+    path.write_bytes(b"".join(msgpack.packb(x) for x in records))
+    assert replay(path).difference is not None
 
 
 def test_the_first_difference_is_named_with_step_and_field(record: Path) -> None:

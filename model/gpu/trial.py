@@ -1,0 +1,79 @@
+"""Steps of given shapes through a stage that is ready but for its plans, to measure what a step costs."""
+
+from __future__ import annotations
+
+import torch
+
+from ...scheduler.cost import StepCost, StepShape, fit, shapes_to_measure
+from ...scheduler.mirror import Mirror, StepInput
+from ...scheduler.plan import Registration, StepPlan, ints
+from ..batch import Batch
+from ..decoder import StageModule
+from ..launch import Launcher, StepLimits
+from ..work import StepWork
+from .measure import measure_steps
+
+
+class TrialSteps:
+    """Runs steps whose sequences nobody has asked for; what they leave in the cache, nobody reads."""
+
+    def __init__(self, module: StageModule, launcher: Launcher, limits: StepLimits, num_blocks: int) -> None:
+        self._module = module
+        self._launcher = launcher
+        self._limits = limits
+        self._num_blocks = num_blocks
+        self._inputs: dict[StepShape, StepInput] = {}
+
+    def fits(self, shape: StepShape) -> bool:
+        """Whether slots and cache hold such a step."""
+        lengths = self._lengths(shape)
+        blocks = sum(-(-length // self._limits.block_size) for length in lengths)
+        return 0 < len(lengths) <= self._limits.max_num_seqs and blocks <= self._num_blocks
+
+    @torch.inference_mode()
+    def run(self, shape: StepShape) -> None:
+        """Enqueues one step, on the last stage with the head and greedy sampling."""
+        module = self._module
+        if shape not in self._inputs:
+            self._inputs[shape] = self._make(shape)
+        inputs = self._inputs[shape]
+        work = StepWork(inputs, Batch.from_step(inputs))
+        if module.lm_head is not None:
+            work.sample_offsets = torch.from_numpy(inputs.query_starts[1:] - 1).to(torch.int64)
+        self._launcher.upload(work)
+        if module.embed_tokens is not None:
+            hidden = module.embed(work.batch.token_ids)
+        else:
+            size = (work.batch.num_tokens, self._limits.hidden_size)
+            hidden = torch.zeros(size, dtype=self._limits.dtype, device=module.rotary.device)
+        hidden = self._launcher.forward(hidden, work.batch)
+        if work.sample_offsets is not None:
+            module.order(hidden[work.sample_offsets]).argmax(-1)
+
+    def _lengths(self, shape: StepShape) -> list[int]:
+        """Of each row's sequence, the step's tokens included."""
+        decodes = [max(1, shape.context // shape.num_decodes)] * shape.num_decodes if shape.num_decodes else []
+        return decodes + [shape.num_prompt_tokens] * (shape.num_prompt_tokens > 0)
+
+    def _make(self, shape: StepShape) -> StepInput:
+        lengths, size = self._lengths(shape), self._limits.block_size
+        counts = [1] * shape.num_decodes + [shape.num_prompt_tokens] * (shape.num_prompt_tokens > 0)
+        new = [
+            Registration(row, 0, length - count, length, ints([0] * length))
+            for row, (length, count) in enumerate(zip(lengths, counts, strict=True))
+        ]
+        blocks = [row for row, length in enumerate(lengths) for _ in range(-(-length // size))]
+        mirror = Mirror(len(lengths), self._limits.max_blocks_per_seq, size)
+        rows = range(len(lengths))
+        ids = ints(list(range(len(blocks))))
+        return mirror.apply(
+            StepPlan(0, ints(list(rows)), ints(counts), registrations=new, block_slots=ints(blocks), block_ids=ids)
+        )
+
+
+def measure_cost(module: StageModule, launcher: Launcher, limits: StepLimits, num_blocks: int) -> StepCost | None:
+    """What this rank's steps cost; None where not even a step of one decode fits."""
+    steps = TrialSteps(module, launcher, limits, num_blocks)
+    shapes = shapes_to_measure(limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len)
+    fitting = [shape for shape in shapes if steps.fits(shape)]
+    return fit(measure_steps(steps.run, fitting)) if fitting else None
