@@ -65,17 +65,15 @@ class Cohorts:
         self.num_members -= 1
 
     def next_turn(self, step: int) -> tuple[Cohort, Slots] | None:
-        """The least recent cohort and its members that wait for nothing in `step`; None when there are none."""
-        cohort = min((c for c in self._cohorts if c.size), key=_last_step, default=None)
-        if cohort is None:
-            return None
-        self._move_surplus(cohort)
-        slots = self._members(cohort)
-        rested = self._table.last_step[slots] <= step - self._num_stages
-        able = (rested & self._has_room(slots)).nonzero()[0]
-        if len(able) == len(slots):
-            return cohort, slots
-        return (cohort, slots[able]) if len(able) else None
+        """The least recent cohort with members that wait for nothing in `step`, and these; None when there are none."""
+        for cohort in sorted((c for c in self._cohorts if c.size), key=_last_step):
+            self._move_surplus(cohort)
+            slots = self._members(cohort)
+            rested = self._table.last_step[slots] <= step - self._num_stages
+            able = (rested & self._has_room(slots)).nonzero()[0]
+            if len(able):
+                return cohort, slots if len(able) == len(slots) else slots[able]
+        return None
 
     def waiting_turn(self) -> tuple[Cohort, Slots] | None:
         """The least recent cohort with members that may run as soon as their tokens are back; None without any."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 from .device import Device, Event
 from .mirror import Mirror, StepInput
 from .plan import StepPlan, StepResult
-from .timeline import Timeline
+from .timeline import Timeline, now_ns
 
 Work = TypeVar("Work")
 
@@ -73,8 +73,10 @@ class StageScheduler:
         """Launches the plan's step behind the earlier ones. Never blocks; failures go to `on_failure`."""
         if self.failure is not None:
             return
+        start_ns = now_ns()
         try:
             self._launch(self._mirror.apply(plan))
+            self.timeline.launched(plan.step, start_ns, now_ns())
         except BaseException as error:  # one of the actor's tops: a broken invariant must reach the engine
             self._fail(error)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from .device import Lane
 
@@ -21,7 +22,7 @@ now_ns = time.monotonic_ns
 class Span:
     """One piece of work or one wait."""
 
-    lane: Lane
+    lane: Lane | Literal["host"]
     step: int
     name: str  # what the work makes ready, or "wait: " and the cause
     start_ns: int
@@ -40,13 +41,20 @@ class StageTotals:
     busy_ns: int = 0
     first_start_ns: int = 0  # when the first step started, 0 before
     last_end_ns: int = 0
+    host_ns: int = 0  # of the thread that launches steps, from the plan to the last launch
     wait_ns: dict[str, int] = field(default_factory=dict)  # by cause
 
     def since(self, earlier: StageTotals) -> StageTotals:
         """The totals of the time after `earlier` was taken."""
         waits = {cause: ns - earlier.wait_ns.get(cause, 0) for cause, ns in self.wait_ns.items()}
-        start = earlier.last_end_ns or self.first_start_ns
-        return StageTotals(self.steps - earlier.steps, self.busy_ns - earlier.busy_ns, start, self.last_end_ns, waits)
+        return StageTotals(
+            steps=self.steps - earlier.steps,
+            busy_ns=self.busy_ns - earlier.busy_ns,
+            first_start_ns=earlier.last_end_ns or self.first_start_ns,
+            last_end_ns=self.last_end_ns,
+            host_ns=self.host_ns - earlier.host_ns,
+            wait_ns=waits,
+        )
 
     @property
     def busy_share(self) -> float:
@@ -74,6 +82,12 @@ class Timeline:
         if self.keep_spans:
             self.spans.append(Span(lane, step, name, start_ns, end_ns))
 
+    def launched(self, step: int, start_ns: int, end_ns: int) -> None:
+        """Notes how long the host took to prepare and launch a step."""
+        self.totals.host_ns += end_ns - start_ns
+        if self.keep_spans:
+            self.spans.append(Span("host", step, "launch", start_ns, end_ns))
+
     def wait(self, lane: Lane, step: int, cause: str, start_ns: int, end_ns: int) -> None:
         """Notes a wait; `step` is the step that waits."""
         if lane == "compute" and self.totals.steps:
@@ -86,10 +100,10 @@ class Timeline:
 def write_chrome_trace(path: str | Path, stages: Mapping[str, Iterable[Span]]) -> None:
     """Writes the stages' spans in the Chrome trace format (open it in Perfetto): a process row for each stage.
 
-    Each lane is a thread of its row; the compute lane, with a slice for each step, comes first.
+    Each lane is a thread of its row; the compute lane, with a slice for each step, comes first, then the host's work.
     """
     events: list[dict[str, object]] = []
-    lanes: tuple[Lane, ...] = ("compute", "receive", "send", "token_receive", "token_send", "copy")
+    lanes = ("compute", "host", "receive", "send", "token_receive", "token_send", "copy")
     for pid, (name, spans) in enumerate(stages.items()):
         events.append({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}})
         for tid, lane in enumerate(lanes):

@@ -173,8 +173,15 @@ def _stage(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     spent = later.since(earlier)
     elapsed_ns = max(1, spent.last_end_ns - spent.first_start_ns)
     idle = {cause: round(ns / elapsed_ns, 4) for cause, ns in spent.wait_ns.items()}
-    ms_per_step = spent.busy_ns / max(1, spent.steps) / 1e6
-    return {"steps": spent.steps, "busy": round(spent.busy_share, 4), "idle": idle, "busy_ms_per_step": ms_per_step}
+    busy_ms, host_ms = (ns / max(1, spent.steps) / 1e6 for ns in (spent.busy_ns, spent.host_ns))
+    share = round(spent.busy_share, 4)
+    return {
+        "steps": spent.steps,
+        "busy": share,
+        "idle": idle,
+        "busy_ms_per_step": busy_ms,
+        "host_ms_per_step": host_ms,
+    }
 
 
 def _median_and_p99(seconds: Sequence[float | None]) -> list[float]:
@@ -197,7 +204,7 @@ def _table(figures: Figures) -> str:
     }
     for index, stage in enumerate(figures.stages):
         idle = ", ".join(f"{cause} {share:.1%}" for cause, share in stage["idle"].items() if share > 0.0005)
-        busy = f"{stage['busy']:.1%} busy, {stage['busy_ms_per_step']:.2f} ms a step"
-        rows[f"stage {index}"] = f"{busy}; idle: {idle or 'never'}"
+        spent = f"{stage['busy_ms_per_step']:.2f} ms a step, {stage['host_ms_per_step']:.2f} of the host"
+        rows[f"stage {index}"] = f"{stage['busy']:.1%} busy, {spent}; idle: {idle or 'never'}"
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())

@@ -1,8 +1,8 @@
 """Kernels that start while the one before still runs (programmatic dependent launch, Hopper and later).
 
-A chained kernel is launched as soon as every program of the one before has said that it may be followed. Until it has
-waited for its inputs, it may read what no kernel writes, the weights, and nothing else, and write nothing. The wait
-ends when the kernel before has ended, which has waited itself, and so all before it.
+A chained kernel is launched as soon as every program of the one before has said that it may be followed. Before it has
+waited for its inputs it reads and writes nothing. The wait ends when the kernel before has ended, which has waited
+itself, and so all before it. To read ahead in that time does not pay (LOG.md).
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-PREFETCH_BYTES = 1024  # of each row of a program's weights, towards the cache of the second level
 
 
 @cache
@@ -35,17 +33,3 @@ def wait_for_inputs(CHAINED: tl.constexpr):  # type: ignore[no-untyped-def]
     """What other kernels have written is there from here on."""
     if CHAINED:
         gdc_wait()
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def prefetch(pointers, BYTES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Asks for BYTES from each pointer on, into the cache of the second level."""
-    size = tl.zeros_like(pointers.to(tl.int64)).to(tl.int32) + BYTES
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
-        "=r,l,r",
-        [pointers.to(tl.int64), size],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )

@@ -1,9 +1,8 @@
 """Products of few rows with a large weight, for steps that are bound by reading the weights.
 
 The weights' rows take the place that the matrix instruction gives to many rows, and the step's rows the other: none of
-the instruction is padding. Tiles come by bulk copies (TMA), several steps ahead. While the kernel before still runs,
-each program asks for the beginning of its weights (see `chain`). Every row is added up in the same order whatever the
-number of rows.
+the instruction is padding. Tiles come by bulk copies (TMA), several steps ahead. Every row is added up in the same
+order whatever the number of rows.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .chain import PREFETCH_BYTES, may_follow, prefetch, wait_for_inputs
+from . import chain
+from .chain import may_follow, wait_for_inputs
 
-CHAINED = EARLY = False
-MAX_ROWS = 32  # above, cuBLAS is as fast on an H200 (LOG.md)
+MAX_ROWS = 64  # above, cuBLAS is faster on an H200 (LOG.md)
+_MAX_CHAINED_ROWS = 32  # above, to start early costs more than it gains
 _MAX_SHARED = 225_000  # bytes of a multiprocessor's memory that a program may take
 _MAX_STAGES = 8
 _ALIGNMENT = 16  # bytes, of a row
@@ -27,20 +27,14 @@ _ALIGNMENT = 16  # bytes, of a row
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _product(  # type: ignore[no-untyped-def]
-    weight, x, start_of_weight, residual, out, rows, outputs, inputs,
+    weight, x, residual, out, rows, outputs, inputs,
     GATED: tl.constexpr, ADD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, CHAINED: tl.constexpr, PREFETCH: tl.constexpr, EARLY: tl.constexpr,
+    STAGES: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BN outputs of all rows."""
     first = tl.program_id(0) * BN
     at_n = first + tl.arange(0, BN)
     at_m = tl.arange(0, BM)
-    may_follow(CHAINED and EARLY)
-    if PREFETCH > 0:
-        mine = tl.minimum(at_n, outputs - 1).to(tl.int64) * inputs
-        prefetch(start_of_weight + mine, PREFETCH)
-        if GATED:
-            prefetch(start_of_weight + mine + outputs.to(tl.int64) * inputs, PREFETCH)
     wait_for_inputs(CHAINED)
     acc = tl.zeros((BN, BM), tl.float32)
     up = tl.zeros((BN, BM), tl.float32)
@@ -50,7 +44,7 @@ def _product(  # type: ignore[no-untyped-def]
         acc = tl.dot(w, given, acc)
         if GATED:
             up = tl.dot(weight.load([outputs + first, k]), given, up)
-    may_follow(CHAINED and not EARLY)
+    may_follow(CHAINED)
     if GATED:
         gate = acc.to(out.dtype.element_ty).to(tl.float32)
         gate = (gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty).to(tl.float32)
@@ -89,6 +83,11 @@ def serves(weight: Tensor) -> bool:
     return dense and aligned and torch.cuda.get_device_capability(weight.device)[0] == 9
 
 
+def chained(rows: int) -> bool:
+    """Whether a product of so many rows starts while the kernel before still runs."""
+    return rows <= _MAX_CHAINED_ROWS and chain.chained()
+
+
 def product(
     x: Tensor, weight: Tensor, residual: Tensor | None = None, *, gated: bool = False, tiles: Tiles | None = None
 ) -> Tensor:
@@ -106,7 +105,6 @@ def product(
     _product[(triton.cdiv(outputs, tiles.outputs),)](
         TensorDescriptor.from_tensor(weight, [tiles.outputs, tiles.inputs]),
         TensorDescriptor.from_tensor(x, [tiles.rows, tiles.inputs]),
-        weight,
         out,
         out,
         rows,
@@ -118,10 +116,8 @@ def product(
         BM=tiles.rows,
         BK=tiles.inputs,
         STAGES=tiles.stages,
-        PREFETCH=min(PREFETCH_BYTES, inputs * x.element_size()) if CHAINED else 0,
-        CHAINED=CHAINED,
-        EARLY=EARLY,
-        launch_pdl=CHAINED,
+        CHAINED=chained(rows),
+        launch_pdl=chained(rows),
         num_warps=tiles.warps,
     )
     return out
