@@ -12,7 +12,9 @@ equals), others divide by the temperature, drop tokens by min_p, top_k and top_p
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,6 +33,15 @@ from .sampling_table import EDITS, GRAMMAR, LOGPROBS, PENALTIES, RANDOM, Samplin
 from .staging import download, staged, upload
 
 _EMPTY = np.empty(0, np.int64)
+
+
+def largest_of(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """argmax over the last dimension of [R, V], the lowest id of equals."""
+    if device.type != "cuda":
+        return partial(torch.argmax, dim=-1)
+    from .gpu.largest import Largest  # Triton is only where GPUs are
+
+    return Largest(device)
 
 
 @dataclass(slots=True)
@@ -91,6 +102,7 @@ class Sampler:
         self._table = SamplingTable(num_slots, vocab_size)
         self._penalties = Penalties(num_slots, vocab_size, self.device)
         self.grammars = Grammars(compiler, vocab_size, self.device)
+        self._largest = largest_of(self.device)
         self._all_ids = torch.arange(vocab_size, dtype=torch.int32, device=self.device)
 
     def prepare(self, inputs: StepInput, mirror: Mirror) -> SamplingStep:
@@ -126,7 +138,7 @@ class Sampler:
         penalties = self._edit(logits, step)
         if step.grammar:
             self.grammars.apply(logits, step.grammar)
-        token_ids = logits.new_empty(len(logits), dtype=torch.int64) if step.all_random else logits.argmax(-1)
+        token_ids = logits.new_empty(len(logits), dtype=torch.int64) if step.all_random else self._largest(logits)
         for group in step.draws:
             group = upload(group, self.device)
             token_ids.index_copy_(0, group.rows, draw(logits, group, self._all_ids))

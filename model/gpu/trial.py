@@ -10,6 +10,7 @@ from ...scheduler.plan import Registration, StepPlan, ints
 from ..batch import Batch
 from ..decoder import StageModule
 from ..launch import Launcher, StepLimits
+from ..sampler import largest_of
 from ..work import StepWork
 from .measure import measure_steps
 
@@ -22,6 +23,7 @@ class TrialSteps:
         self._launcher = launcher
         self._limits = limits
         self._num_blocks = num_blocks
+        self._largest = largest_of(module.rotary.device)
         self._inputs: dict[StepShape, StepInput] = {}
 
     def fits(self, shape: StepShape) -> bool:
@@ -48,7 +50,7 @@ class TrialSteps:
             hidden = torch.zeros(size, dtype=self._limits.dtype, device=module.rotary.device)
         hidden = self._launcher.forward(hidden, work.batch)
         if work.sample_offsets is not None:
-            module.order(hidden[work.sample_offsets]).argmax(-1)
+            self._largest(module.order(hidden[work.sample_offsets]))
 
     def _lengths(self, shape: StepShape) -> list[int]:
         """Of each row's sequence, the step's tokens included."""

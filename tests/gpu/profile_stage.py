@@ -35,6 +35,7 @@ from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.kv_cache import KVCache
 from penstock.model.launch import StepLimits
 from penstock.model.loader import dummy_weights
+from penstock.model.sampler import largest_of
 from penstock.model.tensor_parallel import NoTensorParallel
 
 ROWS, LENGTH, MAX_LEN, BLOCK = (16, 64, 128, 256), 400, 4096, 16
@@ -74,7 +75,7 @@ def build(num_layers: int) -> tuple[StageModule, GraphLauncher]:
 
 def greedy(compute_logits: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
     """The head's work for rows that take the likeliest token."""
-    return compute_logits(hidden).argmax(-1)
+    return largest_of(hidden.device)(compute_logits(hidden))
 
 
 def fill(launcher: GraphLauncher, rows: int) -> None:

@@ -1,7 +1,7 @@
 """Checks and times the engine on this machine's GPUs: `python tests/gpu/run_on_gpu.py OUTDIR [PART ...]`.
 
 Parts are tests, and a model with a number of stages: 8b-1, 8b-2, 8b-4, 32b-4, all of its workloads or those that
-follow behind a colon (8b-1:chat,decode); without any, what the GPUs at hand allow. Each part's output goes to a file of
+follow behind a colon (8b-1:chat,decode+trace); without any, what the GPUs at hand allow. Each part's output goes to a file of
 its own in OUTDIR; a part that fails doesn't stop the others. The last lines sum up.
 """
 
@@ -94,10 +94,10 @@ def main() -> None:
         runs = dict(WORKLOADS)
         if stages > 1:
             runs["decode-sync"] = [*WORKLOADS["decode"], "--no-async-scheduling"]
-            runs["decode-trace"] = [*WORKLOADS["decode"], "--trace", str(out / f"{sized}.trace.json")]
-        summary += [bench(out, model, stages, name, runs[name]) for name in asked.split(",") if asked] or [
-            bench(out, model, stages, name, arguments) for name, arguments in runs.items()
-        ]
+        for name in asked.split(",") if asked else runs:
+            plain, _, traced = name.partition("+")
+            arguments = [*runs[plain], "--trace", str(out / f"{sized}-{plain}.json")] if traced else runs[plain]
+            summary.append(bench(out, model, stages, name, arguments))
     print("\n".join(["", *summary]))
     (out / "summary.txt").write_text("\n".join(summary) + "\n")
 

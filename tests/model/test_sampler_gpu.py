@@ -8,7 +8,7 @@ from torch import Tensor
 
 from penstock.model.logprobs import PromptLogprobs
 from penstock.model.noise import noise_bits
-from penstock.model.sampler import Sampler
+from penstock.model.sampler import Sampler, largest_of
 from penstock.scheduler.mirror import Mirror, StepInput
 from penstock.scheduler.plan import GREEDY, Registration, Sampling, StepPlan, StepResult, ints
 
@@ -78,3 +78,19 @@ def test_a_gpu_samples_what_a_cpu_samples_without_waiting() -> None:
         for a, b in pairs:
             assert (a.row, a.start, a.token_ids.tolist()) == (b.row, b.start, b.token_ids.tolist())
             assert abs(a.values - b.values).max() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("rows", "size"), [(1, 5), (1, 151936), (3, 32000), (64, 151936), (600, 5003)])
+def test_the_largest_of_a_row_is_the_first_of_equals(rows: int, size: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    whole = torch.randn(rows, size + 3, generator=generator).to(dtype)  # bfloat16 holds many equals
+    whole[0] = -float("inf")
+    whole[rows - 1, size - 1] = 99.0
+    logits = whole.cuda()[:, :size]
+    largest = largest_of(torch.device("cuda"))
+    expected = whole[:, :size].float().argmax(-1)
+    first = torch.stack([(row == row.max()).nonzero()[0, 0] for row in whole[:, :size].float()])
+    assert torch.equal(expected, first)
+    for _ in range(2):  # the second finds what the first has left behind
+        assert torch.equal(largest(logits).cpu(), first)
