@@ -41,6 +41,13 @@ class Launcher(Protocol):
         """The stage's layers: hidden [T, H] in and out. The result is read before the next step's `forward`."""
         ...
 
+    def greedy(self, batch: Batch) -> Tensor | None:
+        """On the last stage, after `forward`: the likeliest token of each row [S], for a step of decodes.
+
+        None where the launcher has no way of its own for such a step.
+        """
+        ...
+
 
 class DirectLauncher:
     """On a CPU: the work's tensors are where they must be."""
@@ -54,3 +61,7 @@ class DirectLauncher:
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         out: Tensor = self._module(hidden, batch)
         return out
+
+    def greedy(self, batch: Batch) -> Tensor | None:
+        """No way of its own."""
+        return None

@@ -17,8 +17,9 @@ from ..scheduler.mirror import Mirror
 from ..scheduler.plan import StepResult
 from .decoder import StageModule
 from .future_map import FutureMap
+from .launch import Launcher
 from .logprobs import PromptLogprobs
-from .sampler import Sampler
+from .sampler import Sampled, Sampler, SamplingStep
 from .work import StepWork
 
 
@@ -94,6 +95,7 @@ class SamplerSink:
 
     device: Device
     module: StageModule
+    launcher: Launcher
     mirror: Mirror
     sampler: Sampler
     prompt_logprobs: PromptLogprobs
@@ -125,13 +127,20 @@ class SamplerSink:
         if work.prompt is not None:
             work.prompt_scores = self.prompt_logprobs.score(hidden, work.prompt, self.module.logits)
         if len(work.sample_offsets):
-            compute_logits = self.module.order if sampling.is_greedy else self.module.logits
-            logits = compute_logits(hidden[work.sample_offsets])
-            work.sampled = self.sampler.sample(logits, sampling)
+            work.sampled = self._sample_rows(work, hidden, sampling)
             if self.future_map is not None:
                 assert work.sample_slots is not None
                 self.future_map.write(work.sample_slots, work.sampled.token_ids)
         work.hidden = None
+
+    def _sample_rows(self, work: StepWork, hidden: Tensor, sampling: SamplingStep) -> Sampled:
+        offsets = work.sample_offsets
+        assert offsets is not None
+        if not sampling.is_greedy:
+            return self.sampler.sample(self.module.logits(hidden[offsets]), sampling)
+        if len(offsets) == work.batch.num_rows and (tokens := self.launcher.greedy(work.batch)) is not None:
+            return Sampled(tokens)
+        return self.sampler.sample(self.module.order(hidden[offsets]), sampling)
 
     def send(self, work: StepWork, computed: Event) -> Event:
         """Sends the tokens on their own link, and copies what the answer needs to the host."""

@@ -113,7 +113,7 @@ def build_stage(
     launcher = builder.launcher(num_blocks, agree_on_blocks)
     if builder.measured is not None and on_measured is not None:
         on_measured(builder.measured)
-    stage = PipelineStage(builder.device, builder.source(), launcher, builder.sink())
+    stage = PipelineStage(builder.device, builder.source(), launcher, builder.sink(launcher))
     return StageScheduler(stage, builder.mirror, builder.device, on_result, on_failure, builder.timeline)
 
 
@@ -237,7 +237,7 @@ class _StageBuilder:
         assert self.ports.upstream is not None
         return LinkSource(self.device, self.ports.upstream, self._link_buffers())
 
-    def sink(self) -> Sink:
+    def sink(self, launcher: Launcher) -> Sink:
         if not self.is_last:
             assert self.ports.downstream is not None
             return LinkSink(self.device, self.ports.downstream, self._link_buffers())
@@ -245,6 +245,7 @@ class _StageBuilder:
         return SamplerSink(
             device=self.device,
             module=self.module,
+            launcher=launcher,
             mirror=self.mirror,
             sampler=self.sampler,
             prompt_logprobs=PromptLogprobs(self.model_config.vocab_size, self.torch_device),

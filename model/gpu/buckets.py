@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...scheduler.mirror import StepInput
 from ..batch import Batch
 from ..launch import StepLimits
+from .staging import Staging
 
 MAX_ROWS = 512  # of a padded step of decodes
 MAX_TOKENS = 512  # of a padded mixed step: a larger one keeps the device busy for longer than its launch takes
@@ -70,58 +72,60 @@ class Buckets:
         return StepShape(tokens, min(tokens, self._most_rows) + 1, all_decode=False)
 
 
-def pad(batch: Batch, shape: StepShape, scratch_block: int, block_size: int) -> None:
-    """Lengthens the host tensors of a step to its shape; token ids and counts stay."""
-    tokens, rows = shape.num_tokens - batch.num_tokens, shape.num_rows - batch.num_rows
-    batch.positions = _longer(batch.positions, tokens, 0)
-    batch.cache_slots = _longer(batch.cache_slots, tokens, scratch_block * block_size)
-    batch.query_starts = _longer(batch.query_starts, rows, shape.num_tokens)
-    batch.seq_lens = _longer(batch.seq_lens, rows, int(shape.all_decode))
-    if not shape.all_decode and tokens:
-        batch.seq_lens[batch.num_rows] = tokens
-    table = batch.block_table.new_full((shape.num_rows, batch.block_table.shape[1]), scratch_block)
-    table[: batch.num_rows] = batch.block_table
-    batch.block_table = table
-
-
-def _longer(values: Tensor, count: int, filler: int) -> Tensor:
-    return torch.cat((values, values.new_full((count,), filler))) if count else values
-
-
 class StepBuffers:
     """A padded step's inputs, always at the same place; written and read on the compute stream alone."""
 
-    def __init__(self, limits: StepLimits, scratch_block: int, device: torch.device) -> None:
+    def __init__(self, limits: StepLimits, scratch_block: int, staging: Staging, device: torch.device) -> None:
         tokens = max(MAX_ROWS, MAX_TOKENS)
         rows = min(limits.max_num_seqs, tokens) + 1
         self._limits = limits
+        self._scratch_block = scratch_block
+        self._staging = staging
         self.hidden = torch.zeros(tokens, limits.hidden_size, dtype=limits.dtype, device=device)
-        self.positions = torch.zeros(tokens, dtype=torch.int64, device=device)
-        slot = scratch_block * limits.block_size
-        self.cache_slots = torch.full((tokens,), slot, dtype=torch.int64, device=device)
-        self.seq_lens = torch.ones(rows, dtype=torch.int32, device=device)
-        self.mixed_starts = torch.zeros(rows + 1, dtype=torch.int32, device=device)
-        self.decode_starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self._decode_starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
         shape = (rows, limits.max_blocks_per_seq)
         self.block_tables = torch.full(shape, scratch_block, dtype=torch.int32, device=device)
 
+    def put(self, inputs: StepInput, shape: StepShape | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Puts the step, padded to its shape, first: positions, cache slots, lengths, starts of queries."""
+        put, lengths = self._staging.put, inputs.seq_lens
+        if shape is None:
+            columns = ((inputs.positions, True), (inputs.cache_slots, True), (lengths, False))
+            positions, slots, seq_lens = (put(values, wide) for values, wide in columns)
+            return positions, slots, seq_lens, put(inputs.query_starts, False)
+        tokens, rows = shape.num_tokens, shape.num_rows
+        if not shape.all_decode and tokens > inputs.total_tokens:
+            lengths = np.append(lengths, tokens - inputs.total_tokens)
+        return (
+            put(inputs.positions, True, tokens),
+            put(inputs.cache_slots, True, tokens, self._scratch_block * self._limits.block_size),
+            put(lengths, False, rows, int(shape.all_decode)),
+            put(inputs.query_starts, False, rows + 1, tokens),
+        )
+
+    def put_table(self, inputs: StepInput, shape: StepShape | None) -> Tensor:
+        """Puts the block table [S, W], with rows for the padding."""
+        rows, width = inputs.block_table.shape
+        rows = rows if shape is None else shape.num_rows
+        return self._staging.put(inputs.block_table, False, rows * width, self._scratch_block).view(rows, width)
+
     def load(self, hidden: Tensor, batch: Batch) -> None:
-        """Takes a padded step over: hidden [T, H] without padding, and the batch's tensors on the device."""
-        tokens, (rows, width) = len(batch.positions), batch.block_table.shape
+        """Takes over what does not arrive in place: hidden [T, H] without padding, and the block table."""
+        rows, width = batch.block_table.shape
         self.hidden[: len(hidden)].copy_(hidden)
-        self.positions[:tokens].copy_(batch.positions)
-        self.cache_slots[:tokens].copy_(batch.cache_slots)
-        self.seq_lens[:rows].copy_(batch.seq_lens)
         self.block_tables[:rows, :width].copy_(batch.block_table)
-        if not batch.all_decode:
-            self.mixed_starts[: rows + 1].copy_(batch.query_starts)
 
     def clear(self, shape: StepShape) -> None:
         """Inputs as if all of the step were padding."""
+        batch = self.batch(shape)
         self.hidden.zero_()
-        self.seq_lens.fill_(int(shape.all_decode))
-        self.seq_lens[0] = 1 if shape.all_decode else shape.num_tokens
-        self.mixed_starts[1:].fill_(shape.num_tokens)
+        batch.positions.zero_()
+        batch.cache_slots.fill_(self._scratch_block * self._limits.block_size)
+        batch.seq_lens.fill_(int(shape.all_decode))
+        if not shape.all_decode:
+            batch.seq_lens[0] = shape.num_tokens
+            batch.query_starts[0] = 0
+            batch.query_starts[1:].fill_(shape.num_tokens)
 
     def batch(self, shape: StepShape) -> Batch:
         """The buffers as a step of this shape.
@@ -130,18 +134,21 @@ class StepBuffers:
         work by them: the same cut, and so the same bits, whichever sequences share a step.
         """
         tokens, rows = shape.num_tokens, shape.num_rows
-        starts = self.decode_starts if shape.all_decode else self.mixed_starts
+        lengths = [(tokens, True), (tokens, True), (rows, False), (rows + 1, False)]
+        positions, cache_slots, seq_lens, starts = self._staging.fixed(lengths)
+        if shape.all_decode:
+            starts = self._decode_starts[: rows + 1]
         return Batch(
             num_tokens=tokens,
             num_rows=rows,
             max_query_len=1 if shape.all_decode else tokens,
             max_seq_len=self._limits.max_model_len,
             all_decode=shape.all_decode,
-            token_ids=self.positions[:tokens],
-            positions=self.positions[:tokens],
-            cache_slots=self.cache_slots[:tokens],
-            query_starts=starts[: rows + 1],
-            seq_lens=self.seq_lens[:rows],
+            token_ids=positions,
+            positions=positions,
+            cache_slots=cache_slots,
+            query_starts=starts,
+            seq_lens=seq_lens,
             block_table=self.block_tables[:rows],
             host_query_starts=np.arange(rows + 1, dtype=np.int32),
             host_seq_lens=np.ones(rows, np.int32),

@@ -1,11 +1,6 @@
-"""Steps launched kernel by kernel, from host tensors that travel in one pinned buffer and one copy.
-
-The buffer on the device is the step's own: it is allocated, read and freed on the compute stream.
-"""
+"""Steps launched kernel by kernel, from host arrays that travel in one pinned buffer and one copy."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,27 +8,13 @@ from torch import Tensor
 from ..batch import Batch
 from ..decoder import StageModule
 from ..launch import StepLimits
+from ..sampler import largest_of
 from ..work import StepWork
-from .buckets import Buckets, StepBuffers, StepShape, pad
+from .buckets import Buckets, StepBuffers, StepShape
+from .staging import Staging
 
-_ALIGNMENT = 16  # bytes
-
-
-def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Host tensors as one copy to the device; enqueued on the current stream, never waits."""
-    places, size = [], 0
-    for tensor in tensors:
-        places.append(size)
-        size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    pinned = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for place, tensor in zip(places, tensors, strict=True):
-        if tensor.numel():
-            pinned[place : place + tensor.nbytes].view(tensor.dtype).copy_(tensor.reshape(-1))
-    there = pinned.to(device, non_blocking=True)
-    return [
-        there[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for place, tensor in zip(places, tensors, strict=True)
-    ]
+_COLUMNS = ("future_offsets", "future_slots", "sample_offsets", "sample_slots")
+_MOST_RETURNS = 20  # token messages that one step may take in
 
 
 class EagerLauncher:
@@ -43,27 +24,26 @@ class EagerLauncher:
         """`scratch_block` is a block of the cache that no sequence has."""
         self._module = module
         self._device = device
-        self._limits = limits
-        self._scratch_block = scratch_block
         self._buckets = Buckets(limits, mixed=module.pads_chunks)
-        self._buffers = StepBuffers(limits, scratch_block, device)
+        self._staging = Staging(_num_words(limits), device)
+        self._buffers = StepBuffers(limits, scratch_block, self._staging, device)
+        self._largest = largest_of(device)
+        self._newest = self._buffers.hidden  # what the last padded step gave
 
     def upload(self, work: StepWork) -> None:
         """One copy for all that the step needs of the host, greedy sampling included."""
-        batch, returned = work.batch, work.returned
+        inputs, batch, staging = work.inputs, work.batch, self._staging
         shape = self._buckets.shape_of(batch)
-        if shape is not None:
-            pad(batch, shape, self._scratch_block, self._limits.block_size)
-        names = ("future_offsets", "future_slots", "sample_offsets", "sample_slots")
-        given = [(name, tensor) for name in names if (tensor := getattr(work, name)) is not None]
-        tensors = [batch.token_ids, batch.positions, batch.cache_slots, batch.query_starts, batch.seq_lens]
-        tensors += [batch.block_table, *(tensor for _, tensor in given), *(slots for slots, _ in returned)]
-        moved = iter(to_device(tensors, self._device))
-        batch.token_ids, batch.positions, batch.cache_slots = next(moved), next(moved), next(moved)
-        batch.query_starts, batch.seq_lens, batch.block_table = next(moved), next(moved), next(moved)
-        for name, _ in given:
-            setattr(work, name, next(moved))
-        work.returned = [(next(moved), tokens) for _, tokens in returned]
+        staging.begin()
+        batch.positions, batch.cache_slots, batch.seq_lens, batch.query_starts = self._buffers.put(inputs, shape)
+        batch.block_table = self._buffers.put_table(inputs, shape)
+        batch.token_ids = staging.put(inputs.token_ids, True)
+        for name in _COLUMNS:
+            column: Tensor | None = getattr(work, name)
+            if column is not None:
+                setattr(work, name, staging.put(column.numpy(), True))
+        work.returned = [(staging.put(slots.numpy(), True), tokens) for slots, tokens in work.returned]
+        staging.send()
 
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Launches the layers."""
@@ -72,9 +52,27 @@ class EagerLauncher:
             out: Tensor = self._module(hidden, batch)
             return out
         self._buffers.load(hidden, batch)
-        return self._launch(shape)[: len(hidden)]
+        self._newest = self._launch(shape)
+        return self._newest[: len(hidden)]
+
+    def greedy(self, batch: Batch) -> Tensor | None:
+        """See `Launcher`; padded as the layers were."""
+        shape = self._buckets.shape_of(batch)
+        if shape is None or not shape.all_decode:
+            return None
+        return self._launch_greedy(shape)[: batch.num_rows].clone()
 
     def _launch(self, shape: StepShape) -> Tensor:
         """The layers over the buffers; the result [T of the shape, H]."""
         out: Tensor = self._module(self._buffers.hidden[: shape.num_tokens], self._buffers.batch(shape))
         return out
+
+    def _launch_greedy(self, shape: StepShape) -> Tensor:
+        """The likeliest token of every row of the newest result."""
+        return self._largest(self._module.order(self._newest[: shape.num_rows]))
+
+
+def _num_words(limits: StepLimits) -> int:
+    """Room for the largest step: columns by token and by row, and the block table."""
+    tokens, rows = limits.max_num_batched_tokens, limits.max_num_seqs + 2
+    return 3 * (tokens + 2) + (_MOST_RETURNS + 8) * rows + (rows * limits.max_blocks_per_seq + 1) // 2 + 64

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +29,18 @@ class GraphLauncher(EagerLauncher):
     def __init__(self, module: StageModule, device: torch.device, limits: StepLimits, scratch_block: int) -> None:
         super().__init__(module, device, limits, scratch_block)
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
-        self._out = torch.zeros_like(self._buffers.hidden)
+        self._heads: dict[StepShape, torch.cuda.CUDAGraph] = {}
+        self._out = self._newest = torch.zeros_like(self._buffers.hidden)
+        self._tokens = torch.zeros(len(self._out), dtype=torch.int64, device=device)
         self._capture_all()
 
     def _launch(self, shape: StepShape) -> Tensor:
         self._graphs[shape].replay()
         return self._out
+
+    def _launch_greedy(self, shape: StepShape) -> Tensor:
+        self._heads[shape].replay()
+        return self._tokens
 
     @torch.inference_mode()
     def _capture_all(self) -> None:
@@ -41,16 +50,31 @@ class GraphLauncher(EagerLauncher):
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         for shape in self._buckets.shapes():
-            stream.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(stream):
-                self._buffers.clear(shape)
-                super()._launch(shape)  # kernels load now: none may in a capture
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                self._out[: shape.num_tokens].copy_(super()._launch(shape))
-            self._graphs[shape] = graph
+            layers, self._newest = partial(self._fill_out, shape), self._out
+            self._buffers.clear(shape)
+            self._graphs[shape] = _capture(layers, pool, stream)
+            if shape.all_decode and self._module.lm_head is not None:
+                self._heads[shape] = _capture(partial(self._fill_tokens, shape), pool, stream)
         torch.cuda.synchronize(self._device)
         taken = free - torch.cuda.mem_get_info(self._device)[0]
         seconds = time.monotonic() - start_s
-        log.info("%d graphs captured in %.1f s, %d MiB", len(self._graphs), seconds, taken >> 20)
+        count = len(self._graphs) + len(self._heads)
+        log.info("%d graphs captured in %.1f s, %d MiB", count, seconds, taken >> 20)
+
+    def _fill_out(self, shape: StepShape) -> None:
+        self._out[: shape.num_tokens].copy_(super()._launch(shape))
+
+    def _fill_tokens(self, shape: StepShape) -> None:
+        self._tokens[: shape.num_rows].copy_(super()._launch_greedy(shape))
+
+
+def _capture(work: Callable[[], None], pool: Any, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+    """A graph of the work, which has run once before: kernels are loaded then, as none may be in a capture."""
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        work()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        work()
+    return graph

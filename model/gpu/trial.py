@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ...scheduler.cost import StepCost, StepShape, fit, shapes_to_measure
@@ -58,19 +60,21 @@ class TrialSteps:
         return decodes + [shape.num_prompt_tokens] * (shape.num_prompt_tokens > 0)
 
     def _make(self, shape: StepShape) -> StepInput:
-        lengths, size = self._lengths(shape), self._limits.block_size
         counts = [1] * shape.num_decodes + [shape.num_prompt_tokens] * (shape.num_prompt_tokens > 0)
-        new = [
-            Registration(row, 0, length - count, length, ints([0] * length))
-            for row, (length, count) in enumerate(zip(lengths, counts, strict=True))
-        ]
-        blocks = [row for row, length in enumerate(lengths) for _ in range(-(-length // size))]
-        mirror = Mirror(len(lengths), self._limits.max_blocks_per_seq, size)
-        rows = range(len(lengths))
-        ids = ints(list(range(len(blocks))))
-        return mirror.apply(
-            StepPlan(0, ints(list(rows)), ints(counts), registrations=new, block_slots=ints(blocks), block_ids=ids)
-        )
+        return step_of(self._lengths(shape), counts, self._limits)
+
+
+def step_of(lengths: Sequence[int], counts: Sequence[int], limits: StepLimits) -> StepInput:
+    """A step of sequences that end at these lengths, so many tokens of each being new; blocks are given out in turn."""
+    size, rows = limits.block_size, list(range(len(lengths)))
+    new = [
+        Registration(row, 0, length - count, length, ints([0] * length))
+        for row, length, count in zip(rows, lengths, counts, strict=True)
+    ]
+    blocks = [row for row, length in enumerate(lengths) for _ in range(-(-length // size))]
+    ids = ints(list(range(len(blocks))))
+    plan = StepPlan(0, ints(rows), ints(list(counts)), registrations=new, block_slots=ints(blocks), block_ids=ids)
+    return Mirror(len(rows), limits.max_blocks_per_seq, size).apply(plan)
 
 
 def measure_cost(module: StageModule, launcher: Launcher, limits: StepLimits, num_blocks: int) -> StepCost | None:

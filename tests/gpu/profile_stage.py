@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from run_on_gpu import COMMON, MODELS  # type: ignore[import-not-found]  # beside this script
 from torch import Tensor
@@ -29,17 +28,20 @@ from penstock.model.batch import Batch
 from penstock.model.decoder import StageModule, build_stage_module
 from penstock.model.gpu import decode_attention, fused, kernels, products
 from penstock.model.gpu.attention import FlashKernel, find_flash_attention
-from penstock.model.gpu.buckets import Buckets, StepShape, pad
+from penstock.model.gpu.buckets import Buckets, StepShape
 from penstock.model.gpu.clock import timing_event
 from penstock.model.gpu.graphs import GraphLauncher
+from penstock.model.gpu.trial import step_of
 from penstock.model.kv_cache import KVCache
 from penstock.model.launch import StepLimits
 from penstock.model.loader import dummy_weights
 from penstock.model.sampler import largest_of
 from penstock.model.tensor_parallel import NoTensorParallel
+from penstock.model.work import StepWork
 
 ROWS, LENGTH, MAX_LEN, BLOCK = (16, 64, 128, 256), 400, 4096, 16
 BYTES_PER_S = 4.3e12
+LIMITS = StepLimits(512, 8192, MAX_LEN, BLOCK, 4096, torch.bfloat16)
 
 
 def time_ms(work: Callable[[], object], repeats: int = 40) -> float:
@@ -69,8 +71,7 @@ def build(num_layers: int) -> tuple[StageModule, GraphLauncher]:
     module.bind_cache(
         KVCache(num_layers, blocks + 1, BLOCK, config.num_key_value_heads, config.head_dim, torch.bfloat16, "cuda")
     )
-    limits = StepLimits(512, 8192, MAX_LEN, BLOCK, config.hidden_size, torch.bfloat16)
-    return module, GraphLauncher(module, torch.device("cuda"), limits, blocks)
+    return module, GraphLauncher(module, torch.device("cuda"), LIMITS, blocks)
 
 
 def greedy(compute_logits: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
@@ -82,9 +83,10 @@ def fill(launcher: GraphLauncher, rows: int) -> None:
     """A step of decodes of `LENGTH` tokens, blocks scattered."""
     buffers, width = launcher._buffers, LENGTH // BLOCK + 1
     buffers.block_tables[:rows, :width] = torch.randperm(rows * width, device="cuda").view(rows, width).int()
-    buffers.seq_lens[:rows] = LENGTH
-    buffers.positions[:rows] = LENGTH - 1
-    buffers.cache_slots[:rows] = buffers.block_tables[:rows, width - 1].long() * BLOCK + 3
+    batch = buffers.batch(StepShape(rows, rows, all_decode=True))
+    batch.seq_lens.fill_(LENGTH)
+    batch.positions.fill_(LENGTH - 1)
+    batch.cache_slots.copy_(batch.block_table[:, width - 1].long() * BLOCK + 3)
 
 
 def print_kernels(work: Callable[[], object]) -> None:
@@ -156,38 +158,11 @@ def time_mixed(num_layers: int) -> None:
     """Steps of decodes and prompts: the host's time and the device's."""
     _, launcher = build(num_layers)
     for rows, prompts in ((64, [64]), (64, [300]), (64, [440]), (64, [1024]), (0, [300] * 27)):
-        counts = np.array([1] * rows + prompts)
-        lengths = np.array([LENGTH] * rows + prompts)
-        blocks = -(-lengths // BLOCK)
-        table = np.zeros((len(counts), blocks.max()), np.int32)
-        for row, (first, count) in enumerate(zip(np.cumsum(blocks) - blocks, blocks, strict=True)):
-            table[row, :count] = np.arange(first, first + count)
-        starts = np.r_[0, np.cumsum(counts)].astype(np.int32)
-        at = np.concatenate([np.arange(n - c, n) for n, c in zip(lengths, counts, strict=True)])
-        slots = table[np.repeat(np.arange(len(counts)), counts), at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK
-        given = [torch.from_numpy(x) for x in (at, slots, starts, lengths.astype(np.int32), table)]
-        positions, cache_slots, query_starts, seq_lens, block_table = given
-        batch = Batch(
-            num_tokens=len(at),
-            num_rows=len(counts),
-            max_query_len=int(counts.max()),
-            max_seq_len=int(lengths.max()),
-            all_decode=False,
-            token_ids=positions,
-            positions=positions,
-            cache_slots=cache_slots,
-            query_starts=query_starts,
-            seq_lens=seq_lens,
-            block_table=block_table,
-            host_query_starts=starts,
-            host_seq_lens=lengths.astype(np.int32),
-        )
-        hidden = torch.randn(len(at), 4096, device="cuda", dtype=torch.bfloat16)
-        shape = launcher._buckets.shape_of(batch)
-        if shape is not None:
-            pad(batch, shape, launcher._scratch_block, BLOCK)
-        for name in ("token_ids", "positions", "cache_slots", "query_starts", "seq_lens", "block_table"):
-            setattr(batch, name, getattr(batch, name).cuda())
+        inputs = step_of([LENGTH] * rows + prompts, [1] * rows + prompts, LIMITS)
+        work = StepWork(inputs, Batch.from_step(inputs))
+        batch = work.batch
+        launcher.upload(work)
+        hidden = torch.randn(batch.num_tokens, 4096, device="cuda", dtype=torch.bfloat16)
         with torch.inference_mode():
             device_ms = time_ms(partial(run_often, launcher, hidden, batch), 2) / 10
             torch.cuda.synchronize()

@@ -1,8 +1,8 @@
 """Checks and times the engine on this machine's GPUs: `python tests/gpu/run_on_gpu.py OUTDIR [PART ...]`.
 
 Parts are tests, and a model with a number of stages: 8b-1, 8b-2, 8b-4, 32b-4, all of its workloads or those that
-follow behind a colon (8b-1:chat,decode+trace); without any, what the GPUs at hand allow. Each part's output goes to a file of
-its own in OUTDIR; a part that fails doesn't stop the others. The last lines sum up.
+follow behind a colon (8b-1:chat,decode+trace); without any, what the GPUs at hand allow. Each part's output goes to a
+file of its own in OUTDIR; a part that fails doesn't stop the others. The last lines sum up.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def bench(out: Path, model: str, stages: int, name: str, arguments: list[str]) -
     if "--max-num-seqs" not in arguments:
         command += ["--max-num-seqs", "512"]
     command += ["--max-num-batched-tokens", "8192" if stages == 1 else "2048", "--workload", *arguments]
-    return run(out, f"{model}-{stages}-{name}", command, LIMITS_S["bench"])
+    return run(out, f"{model}-{stages}-{name.replace('+', '-')}", command, LIMITS_S["bench"])
 
 
 def main() -> None:
