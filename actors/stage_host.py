@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import math
 import os
@@ -122,6 +123,7 @@ class StageHost:
             ),
         )
         _end_own_pool()
+        gc.freeze()  # what lives as long as the stage: no collection between two steps goes through it
         self._start("plans", self._serve)
         return figures_of(self._spec, agreed[0], measured[0] if measured else None, time.monotonic() - begun_s)
 

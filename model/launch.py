@@ -41,10 +41,10 @@ class Launcher(Protocol):
         """The stage's layers: hidden [T, H] in and out. The result is read before the next step's `forward`."""
         ...
 
-    def greedy(self, batch: Batch) -> Tensor | None:
-        """On the last stage, after `forward`: the likeliest token of each row [S], for a step of decodes.
+    def greedy(self, hidden: Tensor, offsets: Tensor) -> Tensor | None:
+        """On the last stage: the likeliest token [R] of the rows of hidden [T, H] at the offsets [R].
 
-        None where the launcher has no way of its own for such a step.
+        None where the launcher has no way of its own for so many.
         """
         ...
 
@@ -62,6 +62,6 @@ class DirectLauncher:
         out: Tensor = self._module(hidden, batch)
         return out
 
-    def greedy(self, batch: Batch) -> Tensor | None:
+    def greedy(self, hidden: Tensor, offsets: Tensor) -> Tensor | None:
         """No way of its own."""
         return None

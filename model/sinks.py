@@ -138,7 +138,8 @@ class SamplerSink:
         assert offsets is not None
         if not sampling.is_greedy:
             return self.sampler.sample(self.module.logits(hidden[offsets]), sampling)
-        if len(offsets) == work.batch.num_rows and (tokens := self.launcher.greedy(work.batch)) is not None:
+        tokens = self.launcher.greedy(hidden, offsets)
+        if tokens is not None:
             return Sampled(tokens)
         return self.sampler.sample(self.module.order(hidden[offsets]), sampling)
 

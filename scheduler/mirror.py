@@ -13,6 +13,8 @@ import numpy as np
 
 from .plan import GREEDY, Ints, Registration, Sampling, StepPlan, ints
 
+_TRUE = np.array([True])
+
 
 @dataclass(slots=True)
 class TokenReturn:
@@ -100,9 +102,12 @@ class Mirror:
     def _grant_blocks(self, slots: Ints, block_ids: Ints) -> None:
         if not len(slots):
             return
-        new_run = np.r_[True, slots[1:] != slots[:-1]]
-        run_starts = np.flatnonzero(new_run)
-        run_lengths = np.diff(np.r_[run_starts, len(slots)])
+        if (slots[1:] != slots[:-1]).all():  # a block each, as decodes need
+            self.block_table[slots, self.num_blocks[slots]] = block_ids
+            self.num_blocks[slots] += 1
+            return
+        run_starts = np.flatnonzero(np.concatenate((_TRUE, slots[1:] != slots[:-1])))
+        run_lengths = np.diff(run_starts, append=len(slots))
         ranks = np.arange(len(slots)) - np.repeat(run_starts, run_lengths)
         self.block_table[slots, self.num_blocks[slots] + ranks] = block_ids
         self.num_blocks[slots[run_starts]] += run_lengths.astype(np.int32)

@@ -8,6 +8,7 @@ prompt in that block. Steps above the largest shape keep their own.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,26 +51,34 @@ class Buckets:
 
     def __init__(self, limits: StepLimits, mixed: bool) -> None:
         """Without `mixed` only steps of decodes are padded."""
-        self._rows = np.array(decode_buckets(limits.max_num_seqs))
-        self._tokens = np.array(mixed_buckets(limits.max_num_batched_tokens) if mixed else [], np.int64)
+        self._rows = decode_buckets(limits.max_num_seqs)
+        self._tokens = mixed_buckets(limits.max_num_batched_tokens) if mixed else []
         self._most_rows = limits.max_num_seqs
 
     def shapes(self) -> list[StepShape]:
         """All of them, the largest of each kind first."""
-        decodes = [StepShape(rows, rows, all_decode=True) for rows in reversed(self._rows.tolist())]
-        return [*decodes, *(self._mixed(tokens) for tokens in reversed(self._tokens.tolist()))]
+        decodes = [StepShape(rows, rows, all_decode=True) for rows in reversed(self._rows)]
+        return [*decodes, *(self._mixed(tokens) for tokens in reversed(self._tokens))]
 
     def shape_of(self, batch: Batch) -> StepShape | None:
         """What the step is padded to; None for one that keeps its own shape."""
-        sizes = self._rows if batch.all_decode else self._tokens
-        at = int(np.searchsorted(sizes, batch.num_tokens))
-        if at == len(sizes):
-            return None
-        size = int(sizes[at])
-        return StepShape(size, size, all_decode=True) if batch.all_decode else self._mixed(size)
+        if batch.all_decode:
+            rows = self.rows_for(batch.num_rows)
+            return None if rows is None else StepShape(rows, rows, all_decode=True)
+        size = _next(self._tokens, batch.num_tokens)
+        return None if size is None else self._mixed(size)
+
+    def rows_for(self, count: int) -> int | None:
+        """What so many rows are padded to; None where they are too many."""
+        return _next(self._rows, count)
 
     def _mixed(self, tokens: int) -> StepShape:
         return StepShape(tokens, min(tokens, self._most_rows) + 1, all_decode=False)
+
+
+def _next(sizes: list[int], count: int) -> int | None:
+    at = bisect_left(sizes, count)
+    return None if at == len(sizes) else sizes[at]
 
 
 class StepBuffers:

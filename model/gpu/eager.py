@@ -28,7 +28,7 @@ class EagerLauncher:
         self._staging = Staging(_num_words(limits), device)
         self._buffers = StepBuffers(limits, scratch_block, self._staging, device)
         self._largest = largest_of(device)
-        self._newest = self._buffers.hidden  # what the last padded step gave
+        self._sampled = torch.zeros_like(self._buffers.hidden)  # hidden states of rows that are sampled
 
     def upload(self, work: StepWork) -> None:
         """One copy for all that the step needs of the host, greedy sampling included."""
@@ -52,24 +52,24 @@ class EagerLauncher:
             out: Tensor = self._module(hidden, batch)
             return out
         self._buffers.load(hidden, batch)
-        self._newest = self._launch(shape)
-        return self._newest[: len(hidden)]
+        return self._launch(shape)[: len(hidden)]
 
-    def greedy(self, batch: Batch) -> Tensor | None:
-        """See `Launcher`; padded as the layers were."""
-        shape = self._buckets.shape_of(batch)
-        if shape is None or not shape.all_decode:
+    def greedy(self, hidden: Tensor, offsets: Tensor) -> Tensor | None:
+        """See `Launcher`; the rows are padded as those of decodes are."""
+        rows = self._buckets.rows_for(len(offsets))
+        if rows is None:
             return None
-        return self._launch_greedy(shape)[: batch.num_rows].clone()
+        torch.index_select(hidden, 0, offsets, out=self._sampled[: len(offsets)])
+        return self._launch_greedy(rows)[: len(offsets)].clone()
 
     def _launch(self, shape: StepShape) -> Tensor:
         """The layers over the buffers; the result [T of the shape, H]."""
         out: Tensor = self._module(self._buffers.hidden[: shape.num_tokens], self._buffers.batch(shape))
         return out
 
-    def _launch_greedy(self, shape: StepShape) -> Tensor:
-        """The likeliest token of every row of the newest result."""
-        return self._largest(self._module.order(self._newest[: shape.num_rows]))
+    def _launch_greedy(self, rows: int) -> Tensor:
+        """The likeliest token of so many rows."""
+        return self._largest(self._module.order(self._sampled[:rows]))
 
 
 def _num_words(limits: StepLimits) -> int:

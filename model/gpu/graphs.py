@@ -29,8 +29,8 @@ class GraphLauncher(EagerLauncher):
     def __init__(self, module: StageModule, device: torch.device, limits: StepLimits, scratch_block: int) -> None:
         super().__init__(module, device, limits, scratch_block)
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
-        self._heads: dict[StepShape, torch.cuda.CUDAGraph] = {}
-        self._out = self._newest = torch.zeros_like(self._buffers.hidden)
+        self._heads: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
+        self._out = torch.zeros_like(self._buffers.hidden)
         self._tokens = torch.zeros(len(self._out), dtype=torch.int64, device=device)
         self._capture_all()
 
@@ -38,8 +38,8 @@ class GraphLauncher(EagerLauncher):
         self._graphs[shape].replay()
         return self._out
 
-    def _launch_greedy(self, shape: StepShape) -> Tensor:
-        self._heads[shape].replay()
+    def _launch_greedy(self, rows: int) -> Tensor:
+        self._heads[rows].replay()
         return self._tokens
 
     @torch.inference_mode()
@@ -50,11 +50,11 @@ class GraphLauncher(EagerLauncher):
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         for shape in self._buckets.shapes():
-            layers, self._newest = partial(self._fill_out, shape), self._out
             self._buffers.clear(shape)
-            self._graphs[shape] = _capture(layers, pool, stream)
+            self._graphs[shape] = _capture(partial(self._fill_out, shape), pool, stream)
             if shape.all_decode and self._module.lm_head is not None:
-                self._heads[shape] = _capture(partial(self._fill_tokens, shape), pool, stream)
+                rows = shape.num_rows
+                self._heads[rows] = _capture(partial(self._fill_tokens, rows), pool, stream)
         torch.cuda.synchronize(self._device)
         taken = free - torch.cuda.mem_get_info(self._device)[0]
         seconds = time.monotonic() - start_s
@@ -64,8 +64,8 @@ class GraphLauncher(EagerLauncher):
     def _fill_out(self, shape: StepShape) -> None:
         self._out[: shape.num_tokens].copy_(super()._launch(shape))
 
-    def _fill_tokens(self, shape: StepShape) -> None:
-        self._tokens[: shape.num_rows].copy_(super()._launch_greedy(shape))
+    def _fill_tokens(self, rows: int) -> None:
+        self._tokens[:rows].copy_(super()._launch_greedy(rows))
 
 
 def _capture(work: Callable[[], None], pool: Any, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:

@@ -14,7 +14,6 @@ from penstock.actors.in_process import start_in_process
 from penstock.actors.scheduler_settings import scheduler_config
 from penstock.configs.engine import EngineConfig
 from penstock.configs.model_config import read_model_config
-from penstock.model.gpu.buckets import StepShape
 from penstock.model.gpu.eager import EagerLauncher
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.launch import Launcher
@@ -27,9 +26,7 @@ from .tiny import write_tiny_model
 class Replay:
     """Stands in for a graph: runs the layers over the shared buffers."""
 
-    def __init__(
-        self, launcher: ReplayingLauncher, shape: StepShape, work: Callable[[ReplayingLauncher, StepShape], None]
-    ) -> None:
+    def __init__(self, launcher: ReplayingLauncher, shape: Any, work: Callable[[ReplayingLauncher, Any], None]) -> None:
         self._launcher, self._shape, self._work = launcher, shape, work
 
     def replay(self) -> None:
@@ -46,7 +43,8 @@ class ReplayingLauncher(GraphLauncher):
     def _capture_all(self) -> None:
         shapes = self._buckets.shapes()
         self._graphs = {shape: Replay(self, shape, ReplayingLauncher._fill_out) for shape in shapes}  # type: ignore[misc]
-        self._heads = {shape: Replay(self, shape, ReplayingLauncher._fill_tokens) for shape in shapes}  # type: ignore[misc]
+        rows = [shape.num_rows for shape in shapes if shape.all_decode]
+        self._heads = {count: Replay(self, count, ReplayingLauncher._fill_tokens) for count in rows}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral"])
