@@ -2,8 +2,9 @@
 
 One program for each sequence, key head and cut of the keys: it norms and rotates its query heads and the new key,
 writes key and value to the cache, and attends with the running maximum of "Online normalizer calculation for softmax"
-(https://arxiv.org/abs/1805.02867). Few sequences are cut along the keys (Flash-Decoding, Dao et al. 2023): each cut
-leaves its part, and the last to arrive adds them up in their order, so that a step always gives the same bits.
+(https://arxiv.org/abs/1805.02867). Few sequences, and long ones, are cut along the keys (Flash-Decoding, Dao et al.
+2023): each cut leaves its part, and the last to arrive adds them up in their order, so that a step always gives the
+same bits.
 
 Beside FlashAttention 3, which pads the few query rows to a tile of many, several small programs share a multiprocessor
 and keep more of the memory's bandwidth busy (LOG.md).
@@ -25,7 +26,8 @@ from ..kv_cache import LayerCache
 from ..rope import Rotation
 from .chain import chained, may_follow, wait_for_inputs
 
-PROGRAMS_EACH = 4  # of a multiprocessor: where keys are cut, no more
+PROGRAMS_EACH = 4  # of a multiprocessor, where keys are cut for their sake
+_EVEN_ROWS = 128
 _LEAST_GROUP = 16  # rows of a tile of the matrix instruction
 
 
@@ -36,9 +38,11 @@ class Tiling:
     keys: int  # at a time
     stages: int
     warps: int
+    least: int = 64  # keys of a cut; a multiple of `keys`
 
 
-WHOLE, CUT = Tiling(64, 3, 2), Tiling(64, 2, 4)  # the best on an H200 for all keys of a sequence, and for some (LOG.md)
+# The best on an H200 (LOG.md): where sequences are many, and where few of them are cut to fill the device.
+MANY, FEW = Tiling(64, 3, 2, least=512), Tiling(64, 2, 4)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -48,7 +52,7 @@ def _decode_attention(  # type: ignore[no-untyped-def]
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, ROTARY: tl.constexpr,
     INTERLEAVED: tl.constexpr, NORMED: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr,
     CUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
-    CHAINED: tl.constexpr,
+    LEAST: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
@@ -56,6 +60,17 @@ def _decode_attention(  # type: ignore[no-untyped-def]
     may_follow(CHAINED)
     wait_for_inputs(CHAINED)
     length = tl.load(seq_lens + row)
+    past = length - 1
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(length - WINDOW, 0)
+    each = tl.maximum(tl.cdiv(tl.cdiv(past - begin, CUTS), KEYS) * KEYS, LEAST)
+    used = tl.maximum(tl.cdiv(past - begin, each), 1)
+    if cut >= used:
+        return
+    start = begin + cut * each
+    end = tl.minimum(start + each, past)
+    newest = cut == used - 1
     at = tl.arange(0, BLOCK)
     inside = at < DIM
     group = tl.arange(0, ROWS)
@@ -96,14 +111,6 @@ def _decode_attention(  # type: ignore[no-untyped-def]
     q = (own * c[None, :] + q_other * s[None, :]).to(q_own.dtype)
     k_new = (k_own * c + k_other * s).to(q_own.dtype)
 
-    past = length - 1
-    begin = 0
-    if WINDOW > 0:
-        begin = tl.maximum(length - WINDOW, 0)
-    each = tl.cdiv(tl.cdiv(past - begin, CUTS), KEYS) * KEYS
-    start = begin + cut * each
-    end = tl.minimum(start + each, past)
-    newest = cut == CUTS - 1
     if newest:
         slot = tl.load(slots + row).to(tl.int64)
         place = (slot * KV_HEADS + kv_head) * DIM + at
@@ -131,7 +138,7 @@ def _decode_attention(  # type: ignore[no-untyped-def]
         largest = newer
 
     result = out + row * HEADS * DIM + heads[:, None] * DIM + at[None, :]
-    if CUTS == 1:
+    if used == 1:
         tl.store(result, (acc / total[:, None]).to(out.dtype.element_ty), mask=owned)
     else:
         pair = row * KV_HEADS + kv_head
@@ -140,11 +147,11 @@ def _decode_attention(  # type: ignore[no-untyped-def]
         tl.store(maxima + part + group, largest)
         tl.store(sums + part + group, total)
         tl.debug_barrier()
-        if tl.atomic_add(arrived + pair, 1, sem="acq_rel") == CUTS - 1:
+        if tl.atomic_add(arrived + pair, 1, sem="acq_rel") == used - 1:
             largest = tl.zeros((ROWS,), tl.float32) - 1.0e30
             total = tl.zeros((ROWS,), tl.float32)
             acc = tl.zeros((ROWS, BLOCK), tl.float32)
-            for other in range(CUTS):
+            for other in range(used):
                 part = (pair * CUTS + other) * ROWS
                 theirs = tl.load(maxima + part + group, cache_modifier=".cg")
                 newer = tl.maximum(largest, theirs)
@@ -158,10 +165,20 @@ def _decode_attention(  # type: ignore[no-untyped-def]
 
 
 def num_cuts(rows: int, kv_heads: int, max_seq_len: int, num_processors: int) -> int:
-    """Cuts along the keys that give each multiprocessor a few programs, none with fewer keys than a few tiles."""
+    """Cuts along the keys, at most: they give each multiprocessor a few programs.
+
+    Up to `_EVEN_ROWS` a long sequence is cut in two even where all are enough: it would be the last to end otherwise.
+    """
     wanted = PROGRAMS_EACH * num_processors // (rows * kv_heads)
+    if rows <= _EVEN_ROWS:
+        wanted = max(wanted, 2)
     most = max(1, max_seq_len // 256)
     return 1 << max(0, min(wanted, most, 32).bit_length() - 1)
+
+
+def most_cut(spec: AttentionSpec, num_processors: int) -> int:
+    """Sequences times key heads whose keys may be cut, at most."""
+    return max(PROGRAMS_EACH * num_processors, _EVEN_ROWS * spec.num_kv_heads)
 
 
 def decode_attention(
@@ -178,7 +195,7 @@ def decode_attention(
 
     `arrived` holds zeros, one for each sequence and key head where keys are cut, and holds them again afterwards.
     """
-    tiling = tiling or (CUT if cuts > 1 else WHOLE)
+    tiling = tiling or (FEW if cuts > 2 else MANY)
     rows, group = len(qkv), spec.num_heads // spec.num_kv_heads
     padded = max(_LEAST_GROUP, triton.next_power_of_2(group))
     width = triton.next_power_of_2(spec.head_dim)
@@ -219,6 +236,7 @@ def decode_attention(
         BLOCK=width,
         KEYS=tiling.keys,
         STAGES=tiling.stages,
+        LEAST=tiling.least,
         CHAINED=chained(),
         launch_pdl=chained(),
         num_warps=tiling.warps,

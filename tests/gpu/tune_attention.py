@@ -1,6 +1,7 @@
-"""Attention of decodes, ours beside FlashAttention: `python tests/gpu/tune_attention.py OUT`, in microseconds a layer.
+"""Attention of decodes, ours beside FlashAttention: `python tests/gpu/tune_attention.py OUT [even] [uneven]`.
 
-Both include norm, rotation and the writing of the cache. Kernels are compiled by many processes first.
+Microseconds a layer; both include norm, rotation and the writing of the cache. Kernels are compiled by many processes
+first.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ from penstock.model.rope import Rotation
 
 HEADS, KV_HEADS, DIM, BLOCK, MAX_LEN = 32, 8, 128, 16, 4096
 ROWS, LAYERS = (1, 8, 16, 32, 64, 128, 256, 512), 4
-TILINGS = [Tiling(*each) for each in itertools.product((32, 64, 128), (2, 3, 4), (2, 4, 8))]
+TILINGS = [
+    Tiling(keys, stages, warps, least)
+    for keys, stages, warps in itertools.product((32, 64), (2, 3), (2, 4))
+    for least in (64, 512)
+]
 BYTES_PER_S = 4.3e12
 
 
@@ -146,12 +151,12 @@ def tune(rows: int, lengths: NDArray[np.int64], what: str, out: Path) -> None:
         if off > 0.01:
             print("WRONG", rows, tiling, cuts, off, flush=True)
             continue
-        found.append((round(us, 1), cuts, tiling.keys, tiling.stages, tiling.warps))
+        found.append((round(us, 1), cuts, tiling.keys, tiling.stages, tiling.warps, tiling.least))
     found.sort()
     floor = int(lengths.sum()) * 2 * KV_HEADS * DIM * 2 / BYTES_PER_S * 1e6
     with out.open("a") as file:
         file.write(json.dumps({"rows": rows, "lengths": what, "library": library, "found": found}) + "\n")
-    print(f"{rows} rows of {what}: library {library}, floor {floor:.1f}; (us, cuts, keys, stages, warps) {found[:5]}")
+    print(f"{rows} rows of {what}: library {library}, floor {floor:.1f}; cuts, keys, stages, warps, least: {found[:6]}")
 
 
 def main() -> None:
@@ -159,12 +164,13 @@ def main() -> None:
     jobs = list(itertools.product(TILINGS, (1, 2, 4, 8, 16, 32)))
     with multiprocessing.get_context("spawn").Pool(14) as pool:
         pool.map(compile_some, [jobs[i::14] for i in range(14)])
-    rng = np.random.default_rng(0)
-    for rows in ROWS:
+    rng, asked = np.random.default_rng(0), sys.argv[2:]
+    for rows in ROWS if "even" in asked or not asked else ():
         tune(rows, np.full(rows, 400), "400", out)
-    for rows in (1, 8, 64):
         tune(rows, np.full(rows, 3000), "3000", out)
-    tune(256, rng.integers(50, 900, 256), "50 to 900", out)
+    for rows in (32, 64, 128, 256) if "uneven" in asked or not asked else ():
+        tune(rows, rng.integers(50, 900, rows), "50 to 900", out)
+        tune(rows, (rng.lognormal(5.2, 1, rows) + 600).clip(max=4000).astype(np.int64), "a chat's end", out)
 
 
 if __name__ == "__main__":
