@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 
-import torch
-
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig
 from ..errors import ConfigError
 from ..model import kv_cache
 from ..model.partition import partition_for
+from ..model.stage import stage_dtype
 from ..model.tensor_parallel import kv_heads_per_rank, shard
 from .scheduler_settings import max_model_len
 
@@ -23,7 +22,7 @@ def bytes_per_block(config: EngineConfig, model_config: ModelConfig) -> list[int
     """Memory of one block on a rank of each stage. Raises ConfigError for ranks that can't share the heads."""
     shard("attention heads", model_config.num_attention_heads, config.tensor_parallel_size)
     heads = kv_heads_per_rank(model_config.num_key_value_heads, config.tensor_parallel_size)
-    dtype: torch.dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
+    dtype = stage_dtype(config, model_config)
     layers = partition_for(config, model_config)
     return [
         kv_cache.bytes_per_block(len(stage), config.block_size, heads, model_config.head_dim, dtype) for stage in layers

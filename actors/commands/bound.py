@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ...configs.model_config import ModelConfig
 from ...model.partition import step_costs
+from ...model.stage import stage_dtype
 from ..engine import EngineHandle
 from .workloads import Request
 
@@ -108,5 +109,5 @@ def bound_of(engine: EngineHandle, requests: Sequence[Request], at_once: int) ->
         min(at_once, config.max_num_seqs),
         [rank.last_layer - rank.first_layer + 1 for rank in ranks if rank.tp_rank == 0],
         Speed(width * min(bandwidths), width * min(rates)),
-        4 if (model_config.dtype if config.dtype == "auto" else config.dtype) == "float32" else 2,
+        stage_dtype(config, model_config).itemsize,
     )

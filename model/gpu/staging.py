@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_WORD = 8  # bytes
-_ALIGNMENT = 2  # words: Triton compiles a kernel anew for a pointer that isn't a multiple of 16
+_ALIGNMENT = 2  # words of 8 bytes: Triton compiles a kernel anew for a pointer that isn't a multiple of 16
 
 
 @dataclass(slots=True)
