@@ -23,7 +23,8 @@ import uvloop
 from penstock.tests.actors.serving.live_server import LiveServer, live_server, resident_bytes
 from penstock.tests.benchmarks.soak_load import CALM, MIXED, Load, Tally
 
-FLAGS = ("--pipeline-parallel-size", "2", "--num-kv-blocks", "96", "--num-cpus", "4")
+FLAGS = ("--pipeline-parallel-size", "2", "--num-cpus", "4")
+NUM_KV_BLOCKS = 96
 MAX_OPEN = 48  # requests at once
 BURST = 24
 QUIET_TIMEOUT_S = 30.0
@@ -163,9 +164,11 @@ def _finished(metrics: dict[str, float]) -> float:
     return sum(value for name, value in metrics.items() if name.startswith("requests_finished_total"))
 
 
-def soak(minutes: float, rate: float, max_growth: float, seed: int) -> dict[str, object]:
+def soak(
+    minutes: float, rate: float, max_growth: float, seed: int, num_kv_blocks: int = NUM_KV_BLOCKS
+) -> dict[str, object]:
     """A whole run; its figures, with everything that was wrong under "problems"."""
-    with live_server(*FLAGS) as server:
+    with live_server(*FLAGS, "--num-kv-blocks", str(num_kv_blocks)) as server:
         run = Soak(server, Load(server.port, seed), rate, seed)
         uvloop.run(run.run(minutes))
         run.compare_all()

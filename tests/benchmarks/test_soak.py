@@ -9,6 +9,7 @@ from penstock.tests.benchmarks.soak import soak
 
 @pytest.mark.slow
 def test_a_minute_of_mixed_load_loses_nothing() -> None:
-    figures = soak(minutes=1.0, rate=8.0, max_growth=1.15, seed=1)
+    figures = soak(minutes=1.0, rate=8.0, max_growth=1.15, seed=1, num_kv_blocks=40)
     assert figures["problems"] == []
-    assert figures["left"]  # whether anything is preempted too depends on the machine's pace
+    assert figures["left"]
+    assert figures["preemptions"]  # half an hour's cache would often do for a minute without one
