@@ -24,9 +24,9 @@ def run_examples(count: int, steps: int) -> None:
 
 
 def test_scheduler_holds_under_random_load() -> None:
-    run_examples(count=150, steps=12)
+    run_examples(count=240, steps=12)
     for what in ("preemptions", "prefix hit tokens", "balanced", "stop", "length", "abort", "error"):
-        assert totals[what] >= 5, f"the load has met only {totals[what]} x {what}"
+        assert totals[what] >= 10, f"the load has met only {totals[what]} x {what}"
 
 
 @pytest.mark.slow
