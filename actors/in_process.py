@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig
@@ -51,12 +51,21 @@ class PipelineDriver:
         """Waits for the next result, when one is due, and takes it in."""
         if not self.scheduler.num_unretired:
             return
-        item = self._results.get(timeout=120)
+        item = self._next_result()
         if isinstance(item, BaseException):
             raise item
         due, data = item
         time.sleep(max(0.0, due - time.monotonic()))
         self.scheduler.update(decode_result(data))
+
+    def _next_result(self) -> tuple[float, bytes] | BaseException:
+        while True:
+            are_polled = any([rank.poll() for rank in self.ranks])
+            try:
+                return self._results.get(block=not are_polled, timeout=120)
+            except Empty:
+                if not are_polled:
+                    raise
 
     def run(self) -> Iterator[TokenEvent]:
         """Steps until every request is answered; yields the events as they come."""

@@ -52,6 +52,10 @@ class StageRunner(Protocol):
         """Takes the next plan; never blocks."""
         ...
 
+    def poll(self) -> bool:
+        """Retires what is over; whether it should be called again at once."""
+        ...
+
     def close(self) -> None:
         """Ends its threads."""
         ...
@@ -150,9 +154,10 @@ class StageHost:
         thread.start()
 
     def _serve(self) -> None:
+        assert self._runner is not None
         try:
             while not self._closing.is_set():
-                if self._plans.wait(_POLL_S):
+                if self._runner.poll() or self._plans.wait(_POLL_S):
                     self._submit_all()
         except BaseException as error:  # the thread's top: the engine must learn of it
             self._report(error)

@@ -25,7 +25,7 @@ class Batch:
     max_query_len: int  # most tokens of a row
     max_seq_len: int
     all_decode: bool  # one token in every row
-    token_ids: Tensor  # [T] int64; -1 where the FutureMap has the token
+    token_ids: Tensor  # [T] int64; ~slot where the FutureMap has the token
     positions: Tensor  # [T] int64
     cache_slots: Tensor  # [T] int64
     query_starts: Tensor  # [S + 1] int32
@@ -47,7 +47,7 @@ class Batch:
             num_rows=inputs.num_rows,
             max_query_len=int(inputs.num_tokens.max(initial=0)),
             max_seq_len=int(inputs.seq_lens.max(initial=0)),
-            all_decode=inputs.total_tokens == inputs.num_rows,
+            all_decode=inputs.all_decode,
             token_ids=tensor(inputs.token_ids),
             positions=tensor(inputs.positions),
             cache_slots=tensor(inputs.cache_slots),

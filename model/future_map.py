@@ -21,6 +21,7 @@ class FutureMap:
         """Notes the tokens [R] sampled for the slots [R], which differ from each other. Enqueued, never waits."""
         self.tokens.index_copy_(0, slots.long(), tokens.long())
 
-    def fill(self, token_ids: Tensor, offsets: Tensor, slots: Tensor) -> None:
-        """Puts the tokens of the slots [F] into a step's token_ids [T] at the offsets [F]. Enqueued, never waits."""
-        token_ids.index_copy_(0, offsets.long(), self.tokens.index_select(0, slots.long()).to(token_ids.dtype))
+    def resolve(self, token_ids: Tensor) -> Tensor:
+        """The ids [T] with the slot's token for each ~slot. Enqueued, never waits."""
+        newest = self.tokens.index_select(0, (~token_ids).clamp_min(0).long())
+        return torch.where(token_ids < 0, newest, token_ids.long())

@@ -1,16 +1,19 @@
-"""How a step gets from the host into the layers; the device's way is chosen where a stage is built."""
+"""How a step gets from the host through the layers; the device's way is chosen where a stage is built."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from .batch import Batch
-from .decoder import StageModule
-from .work import StepWork
+
+if TYPE_CHECKING:
+    from .decoder import StageModule
+    from .exchange import Exchange
+    from .work import StepWork
 
 
 @dataclass(slots=True, frozen=True)
@@ -31,37 +34,68 @@ class StepLimits:
 
 
 class Launcher(Protocol):
-    """The two ends of a step's launch; both are called on the compute lane."""
+    """A step's way: all but `prepare` are called on the compute lane, enqueue, and never wait."""
 
-    def upload(self, work: StepWork) -> None:
-        """Puts the work's host tensors onto the device. Enqueued, never waits."""
+    def prepare(self, work: StepWork) -> None:
+        """The host's part, before the mirror applies the next plan."""
         ...
 
-    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The stage's layers: hidden [T, H] in and out. The result is read before the next step's `forward`."""
+    def run(self, work: StepWork) -> None:
+        """The stage's layers, from tokens or the incoming hidden states to `work.hidden` and the outgoing ones."""
         ...
 
-    def greedy(self, hidden: Tensor, offsets: Tensor) -> Tensor | None:
-        """On the last stage: the likeliest token [R] of the rows of hidden [T, H] at the offsets [R].
+    def rows(self, work: StepWork) -> Tensor:
+        """On the last stage: the hidden states [R, H] of the rows that sample."""
+        ...
+
+    def greedy(self, work: StepWork) -> Tensor | None:
+        """On the last stage: the likeliest token [R] of the rows that sample, fed back as `feed_back` does.
 
         None where the launcher has no way of its own for so many.
         """
+        ...
+
+    def feed_back(self, work: StepWork, token_ids: Tensor) -> None:
+        """With one stage: the tokens [R] sampled into the FutureMap."""
         ...
 
 
 class DirectLauncher:
     """On a CPU: the work's tensors are where they must be."""
 
-    def __init__(self, module: StageModule) -> None:
+    def __init__(self, module: StageModule, exchange: Exchange) -> None:
         self._module = module
+        self._future_map = exchange.future_map
 
-    def upload(self, work: StepWork) -> None:
-        """Nothing to do."""
+    def prepare(self, work: StepWork) -> None:
+        """The step's arrays as tensors."""
+        work.batch = Batch.from_step(work.inputs)
 
-    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
-        out: Tensor = self._module(hidden, batch)
-        return out
+    def run(self, work: StepWork) -> None:
+        """Embeds or takes over, runs the layers, hands on."""
+        assert work.batch is not None
+        work.hidden = self._module(self._enter(work, work.batch), work.batch)
+        if work.outgoing is not None:
+            work.outgoing.buffer.copy_(work.hidden)
 
-    def greedy(self, hidden: Tensor, offsets: Tensor) -> Tensor | None:
+    def _enter(self, work: StepWork, batch: Batch) -> Tensor:
+        if self._future_map is None:
+            assert work.incoming is not None
+            return work.incoming.buffer
+        for slots, place in work.returned:
+            self._future_map.write(torch.from_numpy(slots), place.buffer)
+        return self._module.embed(self._future_map.resolve(batch.token_ids))
+
+    def rows(self, work: StepWork) -> Tensor:
+        """Gathered."""
+        assert work.hidden is not None
+        return work.hidden[torch.from_numpy(work.inputs.sample_offsets)]
+
+    def greedy(self, work: StepWork) -> Tensor | None:
         """No way of its own."""
         return None
+
+    def feed_back(self, work: StepWork, token_ids: Tensor) -> None:
+        """Written by slot."""
+        if self._future_map is not None:
+            self._future_map.write(torch.from_numpy(work.inputs.sample_slots), token_ids)

@@ -1,7 +1,4 @@
-"""Where a step's hidden states go: over a link to the next stage, or through the head and the sampler.
-
-A send buffer is written again only when its send has completed, known by an event, never by a host wait.
-"""
+"""Where a step's hidden states go: over a link to the next stage, or through the head and the sampler."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ from ..scheduler.device import Device, Event, Link
 from ..scheduler.mirror import Mirror
 from ..scheduler.plan import StepResult
 from .decoder import StageModule
-from .future_map import FutureMap
 from .launch import Launcher
 from .logprobs import PromptLogprobs
-from .sampler import Sampled, Sampler, SamplingStep
+from .ring import Ring
+from .sampler import Sampled, Sampler
 from .work import StepWork
 
 
@@ -31,7 +28,7 @@ class Sink(Protocol):
         ...
 
     def compute(self, work: StepWork, layers: Event) -> Event:
-        """Enqueues the sink's own share of the compute behind the layers."""
+        """Enqueues the sink's own share of the compute, if any, behind the layers; the event of the last piece."""
         ...
 
     def send(self, work: StepWork, computed: Event) -> Event:
@@ -46,39 +43,28 @@ class Sink(Protocol):
 class LinkSink:
     """An earlier stage: hidden states to the next stage, from buffers used in turn."""
 
-    def __init__(self, device: Device, link: Link, buffers: Tensor) -> None:
+    def __init__(self, device: Device, link: Link, buffers: Ring) -> None:
         self._device = device
         self._link = link
-        self._buffers = buffers  # [NUM_LINK_BUFFERS, most tokens of a step, H]
-        self._sent: list[Event | None] = [None] * len(buffers)
-        self._num_sent = 0
+        self._buffers = buffers
 
     def prepare(self, work: StepWork) -> Sequence[Event]:
         """Takes the next buffer; its last send must have completed."""
-        turn = self._num_sent % len(self._buffers)
-        work.outgoing = self._buffers[turn, : work.inputs.total_tokens]
-        last = self._sent[turn]
-        return [] if last is None else [last]
+        work.outgoing, sent = self._buffers.take(work.inputs.total_tokens)
+        return sent
 
     def compute(self, work: StepWork, layers: Event) -> Event:
-        """Moves the hidden states into the buffer."""
-
-        def store() -> None:
-            assert work.outgoing is not None
-            assert work.hidden is not None
-            work.outgoing.copy_(work.hidden)
-            work.hidden = None
-
-        return self._device.enqueue("compute", store, [layers], cause="sample", step=work.inputs.step)
+        """The layers' launcher has filled the buffer."""
+        return layers
 
     def send(self, work: StepWork, computed: Event) -> Event:
         """Enqueues the send behind the compute."""
-        buffer = work.outgoing
+        place = work.outgoing
+        assert place is not None
         sent = self._device.enqueue(
-            "send", lambda: self._link.send(buffer), [computed], cause="send_buffer", step=work.inputs.step
+            "send", lambda: self._link.send(place.buffer), [computed], cause="send_buffer", step=work.inputs.step
         )
-        self._sent[self._num_sent % len(self._buffers)] = sent
-        self._num_sent += 1
+        self._buffers.used(place, sent)
         return sent
 
     def result(self, work: StepWork) -> StepResult | None:
@@ -99,17 +85,13 @@ class SamplerSink:
     mirror: Mirror
     sampler: Sampler
     prompt_logprobs: PromptLogprobs
-    future_map: FutureMap | None  # with one stage; otherwise:
-    link: Link | None
+    link: Link | None  # None with one stage, where the launcher feeds the tokens back
     answers: bool
 
     def prepare(self, work: StepWork) -> Sequence[Event]:
         """The sampler's host part."""
-        inputs, rows = work.inputs, work.inputs.sample_rows
-        work.sampling = self.sampler.prepare(inputs, self.mirror)
-        work.prompt = self.prompt_logprobs.prepare(inputs, self.mirror)
-        work.sample_offsets = torch.from_numpy(inputs.query_starts[rows + 1] - 1).to(torch.int64)
-        work.sample_slots = torch.from_numpy(inputs.slots[rows]).to(torch.int64)
+        work.sampling = self.sampler.prepare(work.inputs, self.mirror)
+        work.prompt = self.prompt_logprobs.prepare(work.inputs, self.mirror)
         return []
 
     def compute(self, work: StepWork, layers: Event) -> Event:
@@ -120,28 +102,22 @@ class SamplerSink:
 
     @torch.inference_mode()
     def _sample(self, work: StepWork) -> None:
-        hidden, sampling = work.hidden, work.sampling
-        assert hidden is not None
-        assert sampling is not None
-        assert work.sample_offsets is not None
         if work.prompt is not None:
-            work.prompt_scores = self.prompt_logprobs.score(hidden, work.prompt, self.module.logits)
-        if len(work.sample_offsets):
-            work.sampled = self._sample_rows(work, hidden, sampling)
-            if self.future_map is not None:
-                assert work.sample_slots is not None
-                self.future_map.write(work.sample_slots, work.sampled.token_ids)
+            assert work.hidden is not None
+            work.prompt_scores = self.prompt_logprobs.score(work.hidden, work.prompt, self.module.logits)
+        if len(work.inputs.sample_rows):
+            work.sampled = self._sample_rows(work)
         work.hidden = None
 
-    def _sample_rows(self, work: StepWork, hidden: Tensor, sampling: SamplingStep) -> Sampled:
-        offsets = work.sample_offsets
-        assert offsets is not None
-        if not sampling.is_greedy:
-            return self.sampler.sample(self.module.logits(hidden[offsets]), sampling)
-        tokens = self.launcher.greedy(hidden, offsets)
-        if tokens is not None:
+    def _sample_rows(self, work: StepWork) -> Sampled:
+        sampling = work.sampling
+        assert sampling is not None
+        if sampling.is_greedy and (tokens := self.launcher.greedy(work)) is not None:
             return Sampled(tokens)
-        return self.sampler.sample(self.module.order(hidden[offsets]), sampling)
+        compute_logits = self.module.order if sampling.is_greedy else self.module.logits
+        sampled = self.sampler.sample(compute_logits(self.launcher.rows(work)), sampling)
+        self.launcher.feed_back(work, sampled.token_ids)
+        return sampled
 
     def send(self, work: StepWork, computed: Event) -> Event:
         """Sends the tokens on their own link, and copies what the answer needs to the host."""

@@ -19,9 +19,8 @@ from ..scheduler.mirror import Mirror, StepInput
 from ..scheduler.plan import StepResult
 from ..scheduler.stage_scheduler import StageScheduler
 from ..scheduler.timeline import Timeline
-from .batch import Batch
 from .decoder import StageModule, build_stage_module
-from .future_map import FutureMap
+from .exchange import Exchange
 from .gpu.measure import Measured, device_figures
 from .grammar_compiler import GrammarCompiler
 from .kv_cache import KVCache
@@ -31,11 +30,9 @@ from .logprobs import PromptLogprobs
 from .partition import partition_for
 from .sampler import Sampler
 from .sinks import LinkSink, SamplerSink, Sink
-from .sources import LinkSource, Source, TokenSource
+from .sources import LinkSource, NoSource, Source, TokenSource
 from .tensor_parallel import TensorParallel, kv_heads_per_rank
 from .work import StepWork
-
-NUM_LINK_BUFFERS = 2
 
 
 @dataclass(slots=True)
@@ -60,7 +57,9 @@ class PipelineStage:
 
     def prepare(self, inputs: StepInput) -> StepWork:
         """The step's tensors on the host."""
-        return StepWork(inputs, Batch.from_step(inputs))
+        work = StepWork(inputs)
+        self._launcher.prepare(work)
+        return work
 
     def receive(self, work: StepWork) -> Sequence[Event]:
         """Enqueues the receives; also waits for the sink's buffer to be free."""
@@ -71,11 +70,10 @@ class PipelineStage:
 
         def run() -> None:
             with torch.inference_mode():
-                self._launcher.upload(work)
-                work.hidden = self._launcher.forward(self._source.load(work), work.batch)
+                self._launcher.run(work)
 
         layers = self._device.enqueue("compute", run, after, cause="compute", step=work.inputs.step)
-        self._source.consumed(layers)
+        self._source.consumed(work, layers)
         return self._sink.compute(work, layers)
 
     def send(self, work: StepWork, computed: Event) -> Event:
@@ -168,7 +166,7 @@ class _StageBuilder:
             self.dtype,
         )
         self.mirror = Mirror(config.max_num_seqs, self.limits.max_blocks_per_seq, config.block_size)
-        self.future_map = FutureMap(config.max_num_seqs, self.torch_device)
+        self.exchange = Exchange.of(self.limits, self.torch_device, first=self.is_first, last=self.is_last)
         layers = partition_for(config, model_config)
         self.module = self._module(layers[stage_idx])
         self.sampler: Sampler | None = None
@@ -202,7 +200,7 @@ class _StageBuilder:
         if self.torch_device.type == "cuda":
             return self._measuring_launcher(num_blocks, agree)
         self.module.bind_cache(self._cache(num_blocks))
-        return DirectLauncher(self.module)
+        return DirectLauncher(self.module, self.exchange)
 
     def _measuring_launcher(self, num_blocks: int, agree: Callable[[int], int] | None) -> Launcher:
         from .gpu.trial import measure_cost
@@ -214,7 +212,7 @@ class _StageBuilder:
             assert agree is not None, "somebody must decide on the number of blocks"
             num_blocks = agree(fitting)
         self.module.bind_cache(self._cache(num_blocks + 1))  # the last one is for the rows that pad a step
-        launcher = make_launcher(self.module, self.limits, num_blocks, self.config.enforce_eager)
+        launcher = make_launcher(self.module, self.limits, num_blocks, self.exchange, self.config.enforce_eager)
         self.measured = Measured(speed, measure_cost(self.module, launcher, self.limits, num_blocks))
         return launcher
 
@@ -232,15 +230,19 @@ class _StageBuilder:
         )
 
     def source(self) -> Source:
-        if self.is_first:
-            return TokenSource(self.device, self.module, self.future_map, self.ports.token_receive)
-        assert self.ports.upstream is not None
-        return LinkSource(self.device, self.ports.upstream, self._link_buffers())
+        ports, exchange = self.ports, self.exchange
+        if exchange.incoming is not None:
+            assert ports.upstream is not None
+            return LinkSource(self.device, ports.upstream, exchange.incoming)
+        if exchange.returned is not None:
+            assert ports.token_receive is not None
+            return TokenSource(self.device, ports.token_receive, exchange.returned)
+        return NoSource()
 
     def sink(self, launcher: Launcher) -> Sink:
-        if not self.is_last:
+        if self.exchange.outgoing is not None:
             assert self.ports.downstream is not None
-            return LinkSink(self.device, self.ports.downstream, self._link_buffers())
+            return LinkSink(self.device, self.ports.downstream, self.exchange.outgoing)
         assert self.sampler is not None
         return SamplerSink(
             device=self.device,
@@ -249,11 +251,6 @@ class _StageBuilder:
             mirror=self.mirror,
             sampler=self.sampler,
             prompt_logprobs=PromptLogprobs(self.model_config.vocab_size, self.torch_device),
-            future_map=self.future_map if self.is_first else None,
             link=self.ports.token_send,
             answers=self.tp_rank == 0,
         )
-
-    def _link_buffers(self) -> torch.Tensor:
-        shape = (NUM_LINK_BUFFERS, self.config.max_num_batched_tokens, self.model_config.hidden_size)
-        return torch.empty(shape, dtype=self.dtype, device=self.torch_device)

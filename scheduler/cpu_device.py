@@ -51,6 +51,8 @@ _Item = tuple[Callable[[], None], tuple[Event, ...], CpuEvent, int]
 class CpuDevice:
     """Lanes as daemon threads, started when first used."""
 
+    is_polled = False
+
     def __init__(self, timeline: Timeline | None = None, name: str = "stage") -> None:
         self.timeline = timeline or Timeline()
         self._name = name

@@ -31,6 +31,8 @@ class Event(Protocol):
 class Device(Protocol):
     """Runs work in lanes."""
 
+    is_polled: bool  # whether who launches also asks for ends, over and over; else a thread of its own waits for them
+
     def enqueue(
         self, lane: Lane, work: Callable[[], None], after: Sequence[Event] = (), *, cause: Cause, step: int
     ) -> Event:

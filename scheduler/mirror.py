@@ -13,6 +13,7 @@ import numpy as np
 
 from .plan import GREEDY, Ints, Registration, Sampling, StepPlan, ints
 
+MAX_RETURNS = 17  # token messages that a step may receive: more than there can be un-retired steps
 _TRUE = np.array([True])
 
 
@@ -36,10 +37,10 @@ class StepInput:
     query_starts: Ints  # [S + 1] offsets of the rows in the step's tokens
     positions: Ints  # [T]
     cache_slots: Ints  # [T] where each token's key and value go: block id * block size + offset
-    token_ids: Ints  # [T] known tokens; -1 where the FutureMap has it
-    future_rows: Ints  # [F] rows whose single token comes from the FutureMap
+    token_ids: Ints  # [T] known tokens; ~slot where the FutureMap has it
     sample_rows: Ints  # [R] rows that sample a token
     block_table: Ints  # [S, most blocks of a row] 0 beyond a row's own
+    block_places: Ints  # [B] where the plan's block_ids go in the table of all slots, flat
     returns: list[TokenReturn]  # messages that stage 0 receives before this step, in order
 
     @property
@@ -54,6 +55,21 @@ class StepInput:
     def total_tokens(self) -> int:
         return len(self.positions)
 
+    @property
+    def all_decode(self) -> bool:
+        """Whether every row has one token."""
+        return len(self.positions) == len(self.slots)
+
+    @property
+    def sample_offsets(self) -> Ints:
+        """[R] offsets in the step's tokens of those whose successors are sampled."""
+        return self.query_starts[1:][self.sample_rows] - 1
+
+    @property
+    def sample_slots(self) -> Ints:
+        """[R] slots of the rows that sample."""
+        return self.slots[self.sample_rows]
+
 
 class Mirror:
     """Slot-addressed state of the sequences that the scheduler has registered."""
@@ -65,6 +81,7 @@ class Mirror:
         self.num_prompt = np.zeros(num_slots, np.int32)
         self.num_blocks = np.zeros(num_slots, np.int32)
         self.block_table = np.zeros((num_slots, max_blocks_per_seq), np.int32)
+        self._flat_table = self.block_table.reshape(-1)
         self.generation = np.full(num_slots, -1, np.int32)  # -1: nobody's
         self.last_sample_step = np.full(num_slots, -1, np.int64)
         self.token_ids: list[Ints | None] = [None] * num_slots
@@ -80,8 +97,7 @@ class Mirror:
             self._release(int(slot))
         for registration in plan.registrations:
             self._register(registration)
-        self._grant_blocks(plan.block_slots, plan.block_ids)
-        return self._derive(plan)
+        return self._derive(plan, self._grant_blocks(plan.block_slots, plan.block_ids))
 
     def _release(self, slot: int) -> None:
         assert self.generation[slot] >= 0, f"slot {slot} released while free"
@@ -99,20 +115,24 @@ class Mirror:
         self.token_ids[r.slot] = r.token_ids
         self.sampling[r.slot] = r.sampling
 
-    def _grant_blocks(self, slots: Ints, block_ids: Ints) -> None:
+    def _grant_blocks(self, slots: Ints, block_ids: Ints) -> Ints:
+        """Appends the blocks to their slots' tables; the places, flat."""
         if not len(slots):
-            return
-        if (slots[1:] != slots[:-1]).all():  # a block each, as decodes need
-            self.block_table[slots, self.num_blocks[slots]] = block_ids
+            return slots
+        changes = slots[1:] != slots[:-1]
+        if changes.all():  # a block each, as decodes need
+            places = slots * self.block_table.shape[1] + self.num_blocks[slots]
             self.num_blocks[slots] += 1
-            return
-        run_starts = np.flatnonzero(np.concatenate((_TRUE, slots[1:] != slots[:-1])))
-        run_lengths = np.diff(run_starts, append=len(slots))
-        ranks = np.arange(len(slots)) - np.repeat(run_starts, run_lengths)
-        self.block_table[slots, self.num_blocks[slots] + ranks] = block_ids
-        self.num_blocks[slots[run_starts]] += run_lengths.astype(np.int32)
+        else:
+            run_starts = np.flatnonzero(np.concatenate((_TRUE, changes)))
+            run_lengths = np.diff(run_starts, append=len(slots)).astype(np.int32)
+            ranks = ints(np.arange(len(slots)) - np.repeat(run_starts, run_lengths))
+            places = slots * self.block_table.shape[1] + self.num_blocks[slots] + ranks
+            self.num_blocks[slots[run_starts]] += run_lengths
+        self._flat_table[places] = block_ids
+        return places
 
-    def _derive(self, plan: StepPlan) -> StepInput:
+    def _derive(self, plan: StepPlan, block_places: Ints) -> StepInput:
         slots, counts = plan.slots, plan.num_tokens
         starts = self.num_computed[slots]
         seq_lens = starts + counts
@@ -132,14 +152,14 @@ class Mirror:
             query_starts=query_starts,
             positions=positions,
             cache_slots=cache_slots,
-            token_ids=self._known_tokens(slots, starts, seq_lens, query_starts, known),
-            future_rows=future_rows,
+            token_ids=self._tokens(slots, counts, starts, seq_lens, query_starts, known),
             sample_rows=sample_rows,
             block_table=self.block_table[slots, :width],
+            block_places=block_places,
             returns=self._due_returns(slots[future_rows]),
         )
         self.num_computed[slots] = seq_lens
-        self._note_samples(plan.step, slots[sample_rows])
+        self._note_samples(plan.step, inputs.sample_slots)
         return inputs
 
     def _place(self, slots: Ints, counts: Ints, starts: Ints, query_starts: Ints) -> tuple[Ints, Ints]:
@@ -151,9 +171,12 @@ class Mirror:
         blocks = self.block_table[rows, positions // self.block_size]
         return positions, blocks * self.block_size + positions % self.block_size
 
-    def _known_tokens(self, slots: Ints, starts: Ints, ends: Ints, query_starts: Ints, known: Ints) -> Ints:
-        tokens = np.full(query_starts[-1], -1, np.int32)
-        for row in np.flatnonzero(starts < known):
+    def _tokens(self, slots: Ints, counts: Ints, starts: Ints, ends: Ints, query_starts: Ints, known: Ints) -> Ints:
+        with_known = np.flatnonzero(starts < known)
+        if not len(with_known):
+            return ~slots
+        tokens = np.repeat(~slots, counts)
+        for row in with_known:
             source = self.token_ids[slots[row]]
             assert source is not None, f"slot {slots[row]} has a row but no tokens"
             assert ends[row] <= known[row], f"slot {slots[row]}: chunk past its known tokens"
@@ -161,12 +184,14 @@ class Mirror:
         return tokens
 
     def _due_returns(self, future_slots: Ints) -> list[TokenReturn]:
-        """Messages up to the newest step that one of these slots was sampled in."""
+        """Messages up to the newest step that one of these slots was sampled in, and those that are too many to wait.
+
+        The latter bring tokens that nobody has asked for, as of requests that ended, and have been under way for long.
+        """
+        newest = self.last_sample_step[future_slots].max(initial=-1)
         due: list[TokenReturn] = []
-        if len(future_slots):
-            newest = self.last_sample_step[future_slots].max()
-            while self._unreceived and self._unreceived[0].step <= newest:
-                due.append(self._unreceived.popleft())
+        while self._unreceived and (self._unreceived[0].step <= newest or len(self._unreceived) >= MAX_RETURNS):
+            due.append(self._unreceived.popleft())
         return due
 
     def _note_samples(self, step: int, slots: Ints) -> None:

@@ -1,14 +1,16 @@
 """A stage's own asynchronous scheduler: it decides when, never what.
 
 For every plan, as soon as it is there: derive the step, prepare its arrays, and enqueue `receive, compute, send` in
-plan order, so that over time every rank enqueues compute(t), send(t), receive(t + 1). Nothing here waits for a device:
-a thread of its own waits for each step's last event, retires it and hands its result out. How far a stage runs ahead
-is bounded by the plans that the scheduler leaves un-retired.
+plan order, so that over time every rank enqueues compute(t), send(t), receive(t + 1). Launching waits for no device: a
+thread of its own waits for each step's last event, retires it and hands its result out; or, where a device is polled,
+whoever submits also calls `poll`. How far a stage runs ahead is bounded by the plans that the scheduler leaves
+un-retired.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
@@ -45,6 +47,9 @@ class Stage(Protocol[Work]):
         ...
 
 
+_Launched = tuple[int, Any, Event]  # step, its work, its last event
+
+
 class StageScheduler:
     """Drives one rank of one stage. `submit` is called by one thread, with every plan, in order."""
 
@@ -65,9 +70,11 @@ class StageScheduler:
         self._device = device
         self._on_result = on_result
         self._on_failure = on_failure
-        self._launched: SimpleQueue[tuple[int, Any, Event] | None] = SimpleQueue()
+        self._polled: deque[_Launched] | None = deque() if device.is_polled else None
+        self._launched: SimpleQueue[_Launched | None] = SimpleQueue()
         self._retirer = threading.Thread(target=self._retire_all, name="retire", daemon=True)
-        self._retirer.start()
+        if self._polled is None:
+            self._retirer.start()
 
     def submit(self, plan: StepPlan) -> None:
         """Launches the plan's step behind the earlier ones. Never blocks; failures go to `on_failure`."""
@@ -80,18 +87,35 @@ class StageScheduler:
         except BaseException as error:  # one of the actor's tops: a broken invariant must reach the engine
             self._fail(error)
 
+    def poll(self) -> bool:
+        """Retires the steps that are over; whether there are others, so that it should be called again at once.
+
+        Called by the thread that submits. Always False where a thread of its own retires.
+        """
+        polled = self._polled
+        if not polled:
+            return False
+        try:
+            while polled and polled[0][2].done():
+                self._retire(*polled.popleft())
+        except BaseException as error:
+            polled.clear()
+            self._fail(error)
+        return bool(polled)
+
     def close(self) -> None:
         """Retires what was launched, as far as peers allow, and ends the threads."""
         self._launched.put(None)
         self._device.close()
-        self._retirer.join(timeout=1.0)
+        if self._polled is None:
+            self._retirer.join(timeout=1.0)
 
     def _launch(self, inputs: StepInput) -> None:
         work = self._stage.prepare(inputs)
         received = self._stage.receive(work)
         computed = self._stage.compute(work, received)
         sent = self._stage.send(work, computed)
-        self._launched.put((inputs.step, work, sent))
+        (self._launched.put if self._polled is None else self._polled.append)((inputs.step, work, sent))
 
     def _retire_all(self) -> None:
         try:

@@ -6,8 +6,11 @@ travels with the event, as on a CPU, and fails what is enqueued after it; an err
 Memory: a tensor belongs to the lane on whose stream it was made. One that another lane reads must live until its step
 has retired, or be marked with `record_stream` there.
 
-The timeline is device time: events around the work of the compute lane (of every lane where spans are kept), read by
-the retiring thread once they are over. What lies between two pieces of compute is idle time. Until the host issued the
+The thread that launches also asks for the ends of steps, without sleeping while some are under way: one that slept
+comes back to a cold core, where each call takes three to four times as long (LOG.md).
+
+The timeline is device time: events around the work of the compute lane (of every lane where spans are kept), read
+once they are over. What lies between two pieces of compute is idle time. Until the host issued the
 work it is a wait for the plan, the host's own work on it included; then for the causes of the events waited for; what
 then remains is "launch". Work that the device finishes faster than the host launches it counts as busy throughout.
 """
@@ -32,7 +35,7 @@ _MIN_WAIT_NS = 1000
 class CudaEvent:
     """Marks the end of a piece of work on a stream."""
 
-    __slots__ = ("_device", "cause", "end", "error", "stream")
+    __slots__ = ("_device", "_was_running", "cause", "end", "error", "stream")
 
     def __init__(self, cause: Cause, device: CudaDevice, stream: torch.cuda.Stream) -> None:
         self.cause: Cause = cause
@@ -40,18 +43,22 @@ class CudaEvent:
         self.end = timing_event()
         self.error: BaseException | None = None
         self._device = device
+        self._was_running = False  # when somebody asked before
 
     def done(self) -> bool:
         """Whether the work has ended, or failed to be issued."""
-        return self.error is not None or is_over(self.end)
+        if self.error is not None or is_over(self.end):
+            return True
+        self._was_running = True
+        return False
 
     def wait(self) -> None:
-        """Blocks until the work has ended; raises its error. Called by the retiring thread alone."""
+        """Blocks until the work has ended; raises its error. Called by who retires steps, soon after its end."""
         if self.error is not None:
             raise self.error
-        waited = not is_over(self.end)
-        self.end.synchronize()
-        self._device.note_ended(self if waited else None)
+        if not self.done():
+            self.end.synchronize()
+        self._device.note_ended(self if self._was_running else None)
 
 
 @dataclass(slots=True)
@@ -68,6 +75,8 @@ class _Issued:
 
 class CudaDevice:
     """Lanes as streams of the current device."""
+
+    is_polled = True
 
     def __init__(self, timeline: Timeline | None = None) -> None:
         self.timeline = timeline or Timeline()
@@ -110,7 +119,7 @@ class CudaDevice:
         return event
 
     def note_ended(self, event: CudaEvent | None) -> None:
-        """Reads the times of all that is over; `event` ended while the retiring thread, which calls, waited for it."""
+        """Reads the times of all that is over; `event` ended while who calls watched it."""
         if event is not None:
             self._clock.seen(event.end, now_ns())
         while self._issued and is_over(self._issued[0].event.end):

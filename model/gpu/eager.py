@@ -2,77 +2,133 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from ..batch import Batch
 from ..decoder import StageModule
+from ..exchange import Exchange
 from ..launch import StepLimits
 from ..sampler import largest_of
 from ..work import StepWork
-from .buckets import Buckets, StepBuffers, StepShape
-from .staging import Staging
+from .buckets import Buckets, StepShape
+from .columns import Places
+from .step_buffers import StepBuffers
 
-_COLUMNS = ("future_offsets", "future_slots", "sample_offsets", "sample_slots")
-_MOST_RETURNS = 20  # token messages that one step may take in
+
+class StepEnds(Protocol):
+    """See `ends.Ends`."""
+
+    def take_in(self) -> None: ...
+
+    def gather(self, num_rows: int, num_tokens: int) -> None: ...
+
+    def hand_on(self, hidden: Tensor) -> None: ...
+
+    def feed_back(self, token_ids: Tensor) -> None: ...
 
 
 class EagerLauncher:
     """`Launcher` without graphs."""
 
-    def __init__(self, module: StageModule, device: torch.device, limits: StepLimits, scratch_block: int) -> None:
+    def __init__(
+        self, module: StageModule, device: torch.device, limits: StepLimits, scratch_block: int, exchange: Exchange
+    ) -> None:
         """`scratch_block` is a block of the cache that no sequence has."""
         self._module = module
         self._device = device
+        self._exchange = exchange
         self._buckets = Buckets(limits, mixed=module.pads_chunks)
-        self._staging = Staging(_num_words(limits), device)
-        self._buffers = StepBuffers(limits, scratch_block, self._staging, device)
+        self._buffers = StepBuffers(module, limits, scratch_block, exchange, device)
+        self._ends, self._whole_ends = (self._make_ends(self._buffers.places(padded)) for padded in (True, False))
         self._largest = largest_of(device)
-        self._sampled = torch.zeros_like(self._buffers.hidden)  # hidden states of rows that are sampled
+        self._embeds, self._samples = module.embed_tokens is not None, module.lm_head is not None
+        self._out = torch.zeros_like(self._buffers.hidden if self._samples else self._buffers.hidden[:0])
 
-    def upload(self, work: StepWork) -> None:
-        """One copy for all that the step needs of the host, greedy sampling included."""
-        inputs, batch, staging = work.inputs, work.batch, self._staging
-        shape = self._buckets.shape_of(batch)
-        staging.begin()
-        batch.positions, batch.cache_slots, batch.seq_lens, batch.query_starts = self._buffers.put(inputs, shape)
-        batch.block_table = self._buffers.put_table(inputs, shape)
-        batch.token_ids = staging.put(inputs.token_ids, True)
-        for name in _COLUMNS:
-            column: Tensor | None = getattr(work, name)
-            if column is not None:
-                setattr(work, name, staging.put(column.numpy(), True))
-        work.returned = [(staging.put(slots.numpy(), True), tokens) for slots, tokens in work.returned]
-        staging.send()
+    def _make_ends(self, places: Places) -> StepEnds:
+        from .ends import Ends  # Triton is only where GPUs are
 
-    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Launches the layers."""
-        shape = self._buckets.shape_of(batch)
+        takes_tokens = self._exchange.returned is not None
+        return Ends(places, self._buffers.limits.block_size, self._module.embed_tokens is not None, takes_tokens)
+
+    def prepare(self, work: StepWork) -> None:
+        """Nothing: the mirror's arrays are the step's own."""
+
+    def run(self, work: StepWork) -> None:
+        """One copy for all that the step needs of the host, greedy sampling included; then the layers."""
+        shape = self._buckets.shape_of(work.inputs)
+        self._buffers.put(work, shape)
         if shape is None:
-            out: Tensor = self._module(hidden, batch)
-            return out
-        self._buffers.load(hidden, batch)
-        return self._launch(shape)[: len(hidden)]
+            self._run_whole(work)
+            return
+        self._run_padded(shape)
+        if self._samples:
+            work.hidden = self._out[: work.inputs.total_tokens]
 
-    def greedy(self, hidden: Tensor, offsets: Tensor) -> Tensor | None:
+    def rows(self, work: StepWork) -> Tensor:
+        """Gathered behind the layers."""
+        return self._buffers.sampled[: len(work.inputs.sample_rows)]
+
+    def greedy(self, work: StepWork) -> Tensor | None:
         """See `Launcher`; the rows are padded as those of decodes are."""
-        rows = self._buckets.rows_for(len(offsets))
-        if rows is None:
-            return None
-        torch.index_select(hidden, 0, offsets, out=self._sampled[: len(offsets)])
-        return self._launch_greedy(rows)[: len(offsets)].clone()
+        count = len(work.inputs.sample_rows)
+        rows = self._buckets.rows_for(count)
+        return None if rows is None else self._run_greedy(rows)[:count].clone()
 
-    def _launch(self, shape: StepShape) -> Tensor:
-        """The layers over the buffers; the result [T of the shape, H]."""
-        out: Tensor = self._module(self._buffers.hidden[: shape.num_tokens], self._buffers.batch(shape))
-        return out
+    def feed_back(self, work: StepWork, token_ids: Tensor) -> None:
+        """Written by slot, with one stage."""
+        if self._embeds and self._samples:
+            self._ends.feed_back(token_ids)
 
-    def _launch_greedy(self, rows: int) -> Tensor:
-        """The likeliest token of so many rows."""
-        return self._largest(self._module.order(self._sampled[:rows]))
+    def _run_padded(self, shape: StepShape) -> None:
+        self._step(shape)
 
+    def _run_greedy(self, rows: int) -> Tensor:
+        return self._head(rows)
 
-def _num_words(limits: StepLimits) -> int:
-    """Room for the largest step: columns by token and by row, and the block table."""
-    tokens, rows = limits.max_num_batched_tokens, limits.max_num_seqs + 2
-    return 3 * (tokens + 2) + (_MOST_RETURNS + 8) * rows + (rows * limits.max_blocks_per_seq + 1) // 2 + 64
+    def _step(self, shape: StepShape) -> None:
+        """A padded step, from where inputs arrive to where outputs leave."""
+        tokens, buffers = shape.num_tokens, self._buffers
+        self._ends.take_in()
+        self._ends.gather(shape.num_rows, tokens)
+        batch = buffers.batch(shape)
+        hidden = self._module.embed(batch.token_ids) if self._embeds else buffers.hidden[:tokens]
+        out: Tensor = self._module(hidden, batch)
+        if self._samples:
+            self._out[:tokens].copy_(out)
+            self._gather_samples(out, shape.num_rows)
+        else:
+            self._ends.hand_on(out)
+
+    def _head(self, rows: int) -> Tensor:
+        """The likeliest token of so many rows; fed back."""
+        tokens = self._largest(self._module.order(self._buffers.sampled[:rows]))
+        if self._embeds:
+            self._ends.feed_back(tokens)
+        return tokens
+
+    def _run_whole(self, work: StepWork) -> None:
+        """A step in its own shape."""
+        batch = self._buffers.whole(work.inputs)
+        self._whole_ends.take_in()
+        self._whole_ends.gather(batch.num_rows, batch.num_tokens if self._embeds else 0)
+        out: Tensor = self._module(self._enter(work, batch), batch)
+        if self._samples:
+            self._gather_samples(out, len(work.inputs.sample_rows))
+            work.hidden = out
+        elif work.outgoing is not None:
+            work.outgoing.buffer.copy_(out)
+
+    def _enter(self, work: StepWork, batch: Batch) -> Tensor:
+        if self._embeds:
+            return self._module.embed(batch.token_ids)
+        if work.incoming is not None:
+            return work.incoming.buffer
+        assert self._exchange.incoming is not None  # a trial: whatever lies there
+        return self._exchange.incoming.buffers[0, : batch.num_tokens]
+
+    def _gather_samples(self, hidden: Tensor, count: int) -> None:
+        offsets, out = self._buffers.sample_offsets(count), self._buffers.sampled[:count]
+        torch.index_select(hidden, 0, offsets, out=out)

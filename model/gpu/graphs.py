@@ -1,11 +1,12 @@
-"""CUDA graphs of the layers, one for each shape that small steps are padded to; larger ones are launched eagerly.
+"""CUDA graphs of whole steps, one for each shape that small steps are padded to; larger ones are launched eagerly.
 
-Inputs and output lie in buffers that all graphs share, written and read on the compute stream alone. Everything is
-captured before the stage is ready.
+The head has graphs of its own, by the number of rows that sample. Inputs and outputs lie in buffers that all graphs
+share, written and read on the compute stream alone. Everything is captured before the stage is ready.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..decoder import StageModule
+from ..exchange import Exchange
 from ..launch import StepLimits
 from .buckets import StepShape
 from .eager import EagerLauncher
@@ -26,33 +28,44 @@ log = logging.getLogger(__name__)
 class GraphLauncher(EagerLauncher):
     """`Launcher` that replays padded steps."""
 
-    def __init__(self, module: StageModule, device: torch.device, limits: StepLimits, scratch_block: int) -> None:
-        super().__init__(module, device, limits, scratch_block)
+    def __init__(
+        self, module: StageModule, device: torch.device, limits: StepLimits, scratch_block: int, exchange: Exchange
+    ) -> None:
+        super().__init__(module, device, limits, scratch_block, exchange)
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._heads: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
-        self._out = torch.zeros_like(self._buffers.hidden)
-        self._tokens = torch.zeros(len(self._out), dtype=torch.int64, device=device)
+        self._tokens = torch.zeros(len(self._buffers.sampled), dtype=torch.int64, device=device)
         self._capture_all()
 
-    def _launch(self, shape: StepShape) -> Tensor:
+    def _run_padded(self, shape: StepShape) -> None:
         self._graphs[shape].replay()
-        return self._out
 
-    def _launch_greedy(self, rows: int) -> Tensor:
+    def _run_greedy(self, rows: int) -> Tensor:
         self._heads[rows].replay()
         return self._tokens
 
     @torch.inference_mode()
     def _capture_all(self) -> None:
-        """Largest first, so that the smaller ones find its memory in the pool."""
+        """Largest first, so that the smaller ones find its memory in the pool.
+
+        No garbage is collected meanwhile: a graph of an engine that has ended, freed then, would spoil the capture.
+        """
+        gc.collect()
+        gc.disable()
+        try:
+            self._capture_each()
+        finally:
+            gc.enable()
+
+    def _capture_each(self) -> None:
         torch.cuda.empty_cache()
         start_s, (free, _) = time.monotonic(), torch.cuda.mem_get_info(self._device)
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         for shape in self._buckets.shapes():
             self._buffers.clear(shape)
-            self._graphs[shape] = _capture(partial(self._fill_out, shape), pool, stream)
-            if shape.all_decode and self._module.lm_head is not None:
+            self._graphs[shape] = _capture(partial(self._step, shape), pool, stream)
+            if shape.all_decode and self._samples:
                 rows = shape.num_rows
                 self._heads[rows] = _capture(partial(self._fill_tokens, rows), pool, stream)
         torch.cuda.synchronize(self._device)
@@ -61,11 +74,8 @@ class GraphLauncher(EagerLauncher):
         count = len(self._graphs) + len(self._heads)
         log.info("%d graphs captured in %.1f s, %d MiB", count, seconds, taken >> 20)
 
-    def _fill_out(self, shape: StepShape) -> None:
-        self._out[: shape.num_tokens].copy_(super()._launch(shape))
-
     def _fill_tokens(self, rows: int) -> None:
-        self._tokens[:rows].copy_(super()._launch_greedy(rows))
+        self._tokens[:rows].copy_(self._head(rows))
 
 
 def _capture(work: Callable[[], None], pool: Any, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:

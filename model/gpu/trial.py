@@ -9,7 +9,6 @@ import torch
 from ...scheduler.cost import StepCost, StepShape, fit, shapes_to_measure
 from ...scheduler.mirror import Mirror, StepInput
 from ...scheduler.plan import Registration, StepPlan, ints
-from ..batch import Batch
 from ..decoder import StageModule
 from ..launch import Launcher, StepLimits
 from ..sampler import largest_of
@@ -41,18 +40,11 @@ class TrialSteps:
         if shape not in self._inputs:
             self._inputs[shape] = self._make(shape)
         inputs = self._inputs[shape]
-        work = StepWork(inputs, Batch.from_step(inputs))
-        if module.lm_head is not None:
-            work.sample_offsets = torch.from_numpy(inputs.query_starts[1:] - 1).to(torch.int64)
-        self._launcher.upload(work)
-        if module.embed_tokens is not None:
-            hidden = module.embed(work.batch.token_ids)
-        else:
-            size = (work.batch.num_tokens, self._limits.hidden_size)
-            hidden = torch.zeros(size, dtype=self._limits.dtype, device=module.rotary.device)
-        hidden = self._launcher.forward(hidden, work.batch)
-        if work.sample_offsets is not None:
-            self._largest(module.order(hidden[work.sample_offsets]))
+        work = StepWork(inputs)
+        self._launcher.prepare(work)
+        self._launcher.run(work)
+        if module.lm_head is not None and self._launcher.greedy(work) is None:
+            self._largest(module.order(self._launcher.rows(work)))
 
     def _lengths(self, shape: StepShape) -> list[int]:
         """Of each row's sequence, the step's tokens included."""

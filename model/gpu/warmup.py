@@ -20,6 +20,7 @@ from ...errors import ConfigError
 from ..batch import Batch
 from ..decoder import StageModule
 from ..draw import NUCLEUS, DrawStep
+from ..exchange import Exchange
 from ..kv_cache import KVCache
 from ..launch import Launcher, StepLimits
 from ..logprobs import Span
@@ -54,7 +55,7 @@ def blocks_in_memory(
     free, total = torch.cuda.mem_get_info(device)
     elsewhere = total - free - torch.cuda.memory_reserved(device)  # CUDA's own, NCCL's, other processes'
     peak = torch.cuda.max_memory_allocated(device) - cache_bytes
-    num_graphs = 0 if config.enforce_eager else len(Buckets(limits, module.pads_chunks).shapes())
+    num_graphs = 0 if config.enforce_eager else _num_graphs(module, limits)
     reserve = _SPARE_BYTES + num_graphs * _GRAPH_BYTES
     available = int(total * config.gpu_memory_utilization) - elsewhere - peak - reserve
     smallest = make_cache(1)
@@ -71,12 +72,19 @@ def blocks_in_memory(
     return max(0, available) // per_block - 1  # one block pads steps
 
 
-def make_launcher(module: StageModule, limits: StepLimits, scratch_block: int, eager: bool) -> Launcher:
+def _num_graphs(module: StageModule, limits: StepLimits) -> int:
+    buckets = Buckets(limits, module.pads_chunks)
+    return len(buckets.shapes()) + (len(buckets.row_counts) if module.lm_head is not None else 0)
+
+
+def make_launcher(
+    module: StageModule, limits: StepLimits, scratch_block: int, exchange: Exchange, eager: bool
+) -> Launcher:
     """The way into the layers over the cache that the module has; `scratch_block` is a block that no sequence has."""
     device = module.rotary.device
     if eager or module.tp.size > 1:
-        return EagerLauncher(module, device, limits, scratch_block)
-    return GraphLauncher(module, device, limits, scratch_block)
+        return EagerLauncher(module, device, limits, scratch_block, exchange)
+    return GraphLauncher(module, device, limits, scratch_block, exchange)
 
 
 @torch.inference_mode()

@@ -47,6 +47,10 @@ class FakeStage:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def poll(self) -> bool:
+        """A thread of its own retires."""
+        return False
+
     def submit(self, plan: StepPlan) -> None:
         self._plans.put(plan)
 

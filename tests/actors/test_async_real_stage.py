@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from penstock.actors.in_process import PipelineDriver, start_in_process
 from penstock.actors.scheduler_settings import scheduler_config
 from penstock.configs.engine import EngineConfig
 from penstock.configs.model_config import read_model_config
-from penstock.model.batch import Batch
+from penstock.model.work import StepWork
 from penstock.scheduler.messages import NewRequest
 from penstock.scheduler.plan import ints
 from penstock.scheduler.scheduler import Scheduler
@@ -58,16 +57,15 @@ def start(folder: Path, stages: int, async_on: bool, delay_s: float) -> Pipeline
     driver = start_in_process(config, model_config, Scheduler(scheduler_config(config, model_config, 64)), 64)
     for rank in driver.ranks:
         stage: Any = rank._stage
-        stage._launcher.forward = slowed(stage._launcher.forward)
+        stage._launcher.run = slowed(stage._launcher.run)
     return driver
 
 
-def slowed(forward: Callable[[Tensor, Batch], Tensor]) -> Callable[[Tensor, Batch], Tensor]:
-    def run(hidden: Tensor, batch: Batch) -> Tensor:
+def slowed(launch: Callable[[StepWork], None]) -> Callable[[StepWork], None]:
+    def run(work: StepWork) -> None:
         end = time.monotonic() + LAYERS_S
-        out = forward(hidden, batch)
+        launch(work)
         time.sleep(max(0.0, end - time.monotonic()))
-        return out
 
     return run
 

@@ -18,14 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from run_on_gpu import COMMON, MODELS  # type: ignore[import-not-found]  # beside this script
 from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.configs.model_config import read_model_config
-from penstock.model.batch import Batch
 from penstock.model.decoder import StageModule, build_stage_module
+from penstock.model.exchange import Exchange
 from penstock.model.gpu import decode_attention, fused, kernels, products
 from penstock.model.gpu.attention import FlashKernel, find_flash_attention
 from penstock.model.gpu.buckets import Buckets, StepShape
@@ -71,7 +72,9 @@ def build(num_layers: int) -> tuple[StageModule, GraphLauncher]:
     module.bind_cache(
         KVCache(num_layers, blocks + 1, BLOCK, config.num_key_value_heads, config.head_dim, torch.bfloat16, "cuda")
     )
-    return module, GraphLauncher(module, torch.device("cuda"), LIMITS, blocks)
+    device = torch.device("cuda")
+    exchange = Exchange.of(LIMITS, device, first=False, last=True)
+    return module, GraphLauncher(module, device, LIMITS, blocks, exchange)
 
 
 def greedy(compute_logits: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
@@ -80,13 +83,11 @@ def greedy(compute_logits: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor
 
 
 def fill(launcher: GraphLauncher, rows: int) -> None:
-    """A step of decodes of `LENGTH` tokens, blocks scattered."""
-    buffers, width = launcher._buffers, LENGTH // BLOCK + 1
-    buffers.block_tables[:rows, :width] = torch.randperm(rows * width, device="cuda").view(rows, width).int()
-    batch = buffers.batch(StepShape(rows, rows, all_decode=True))
-    batch.seq_lens.fill_(LENGTH)
-    batch.positions.fill_(LENGTH - 1)
-    batch.cache_slots.copy_(batch.block_table[:, width - 1].long() * BLOCK + 3)
+    """A step of decodes of `LENGTH` tokens, blocks scattered; it stays in place for replays."""
+    inputs = step_of([LENGTH] * rows, [1] * rows, LIMITS)
+    inputs.plan.block_ids = np.random.default_rng(0).permutation(inputs.plan.block_ids)
+    with torch.inference_mode():
+        launcher.run(StepWork(inputs))
 
 
 def print_kernels(work: Callable[[], object]) -> None:
@@ -148,30 +149,26 @@ def compare_chains(num_layers: int) -> None:
         torch.cuda.empty_cache()
 
 
-def run_often(launcher: GraphLauncher, hidden: Tensor, batch: Batch) -> None:
-    """Ten forward passes."""
-    for _ in range(10):
-        launcher.forward(hidden.clone(), batch)
+def run_often(launcher: GraphLauncher, work: StepWork) -> None:
+    """Ten steps."""
+    with torch.inference_mode():
+        for _ in range(10):
+            launcher.run(work)
 
 
 def time_mixed(num_layers: int) -> None:
     """Steps of decodes and prompts: the host's time and the device's."""
     _, launcher = build(num_layers)
     for rows, prompts in ((64, [64]), (64, [300]), (64, [440]), (64, [1024]), (0, [300] * 27)):
-        inputs = step_of([LENGTH] * rows + prompts, [1] * rows + prompts, LIMITS)
-        work = StepWork(inputs, Batch.from_step(inputs))
-        batch = work.batch
-        launcher.upload(work)
-        hidden = torch.randn(batch.num_tokens, 4096, device="cuda", dtype=torch.bfloat16)
-        with torch.inference_mode():
-            device_ms = time_ms(partial(run_often, launcher, hidden, batch), 2) / 10
-            torch.cuda.synchronize()
-            start_s = time.perf_counter()
-            run_often(launcher, hidden, batch)
-            host_ms = (time.perf_counter() - start_s) * 100
-            torch.cuda.synchronize()
-            if not rows:
-                print_kernels(partial(launcher.forward, hidden.clone(), batch))
+        work = StepWork(step_of([LENGTH] * rows + prompts, [1] * rows + prompts, LIMITS))
+        device_ms = time_ms(partial(run_often, launcher, work), 2) / 10
+        torch.cuda.synchronize()
+        start_s = time.perf_counter()
+        run_often(launcher, work)
+        host_ms = (time.perf_counter() - start_s) * 100
+        torch.cuda.synchronize()
+        if not rows:
+            print_kernels(partial(run_often, launcher, work))
         print(f"{rows} rows and prompts {prompts[:2]}, {num_layers} layers: {device_ms:.2f} ms, host {host_ms:.2f} ms")
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.model.batch import Batch
 from penstock.model.decoder import StageModule
+from penstock.model.exchange import Exchange
 from penstock.model.gpu.eager import EagerLauncher
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.kv_cache import KVCache
@@ -47,10 +47,11 @@ def run(launcher: EagerLauncher, module: StageModule, sequences: list[list[int]]
             block_ids=ints([b for _, b in grants]),
         )
         inputs = mirror.apply(plan)
-        work = StepWork(inputs, Batch.from_step(inputs))
+        work = StepWork(inputs)
         with torch.inference_mode():
-            launcher.upload(work)
-            logits = module.logits(launcher.forward(module.embed(work.batch.token_ids), work.batch).clone())
+            launcher.run(work)
+            assert work.hidden is not None
+            logits = module.logits(work.hidden.clone())
         for s, part in zip(counts, torch.split(logits, list(counts.values())), strict=True):
             parts[s].append(part)
     return [torch.cat(each) for each in parts]
@@ -70,8 +71,9 @@ def test_logits_are_those_of_transformers_with_and_without_graphs(tmp_path: Path
     del reference, tensors
     limits = StepLimits(NUM_SEQS, 128, 128, BLOCK_SIZE, config.hidden_size, torch.bfloat16)
     device = torch.device("cuda")
-    eager = run(EagerLauncher(module, device, limits, NUM_BLOCKS), module, sequences)
-    graphed = run(GraphLauncher(module, device, limits, NUM_BLOCKS), module, sequences)
+    exchange = Exchange.of(limits, device, first=True, last=True)
+    eager = run(EagerLauncher(module, device, limits, NUM_BLOCKS, exchange), module, sequences)
+    graphed = run(GraphLauncher(module, device, limits, NUM_BLOCKS, exchange), module, sequences)
     errors = [float((a - b).norm() / b.norm()) for a, b in zip(eager, expected, strict=True)]
     print(f"\n{name}: relative error of the logits {max(errors):.4f}")
     assert max(errors) < TOLERANCE

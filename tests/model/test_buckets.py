@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from penstock.model.batch import Batch
-from penstock.model.gpu.buckets import MAX_ROWS, MAX_TOKENS, Buckets, StepBuffers
-from penstock.model.gpu.staging import Staging
+from penstock.model.decoder import StageModule
+from penstock.model.exchange import Exchange
+from penstock.model.gpu.buckets import MAX_ROWS, MAX_TOKENS, Buckets
+from penstock.model.gpu.columns import Columns, Staging
+from penstock.model.gpu.step_buffers import StepBuffers
 from penstock.model.gpu.trial import step_of
 from penstock.model.launch import StepLimits
+from penstock.model.work import StepWork
 from penstock.scheduler.mirror import StepInput
+from penstock.scheduler.plan import ints
+
+from .torch_ends import TorchEnds
 
 BLOCK_SIZE, SCRATCH = 16, 7
+
+
+class OneStage:
+    """What buffers ask of a module."""
+
+    embed_tokens = lm_head = object()
+
+
+class FirstStage(OneStage):
+    lm_head = None
 
 
 def limits(max_num_seqs: int = 600, max_num_batched_tokens: int = 2048) -> StepLimits:
@@ -39,7 +58,7 @@ def test_every_small_step_has_the_next_larger_shape(max_num_seqs: int, max_num_b
     assert max(decodes) == min(max_num_seqs, MAX_ROWS)
     assert max(mixed, default=0) <= min(max_num_batched_tokens, MAX_TOKENS)
     for counts in ([1] * max_num_seqs, [1], [2], [1] * (max_num_seqs - 1) + [5], [40, 60], [300, 211], [300, 213]):
-        total, shape = sum(counts), buckets.shape_of(Batch.from_step(inputs_of(counts)))
+        total, shape = sum(counts), buckets.shape_of(inputs_of(counts))
         sizes = decodes if total == len(counts) else mixed
         fitting = [size for size in sizes if size >= total]
         assert (shape and shape.num_tokens) == (min(fitting) if fitting else None)
@@ -50,18 +69,15 @@ def test_every_small_step_has_the_next_larger_shape(max_num_seqs: int, max_num_b
 def arrived(counts: list[int]) -> Batch:
     """What a padded step's kernels read."""
     inputs, device = inputs_of(counts), torch.device("cpu")
-    shape = Buckets(limits(), mixed=True).shape_of(Batch.from_step(inputs))
+    shape = Buckets(limits(), mixed=True).shape_of(inputs)
     assert shape is not None
-    staging = Staging(1 << 14, device)
-    buffers = StepBuffers(limits(), SCRATCH, staging, device)
+    exchange = Exchange.of(limits(), device, first=True, last=True)
+    buffers = StepBuffers(cast(StageModule, OneStage), limits(), SCRATCH, exchange, device)
     for _ in range(2):  # what the first leaves behind is nobody's
-        staging.begin()
-        buffers.put(inputs, shape)
-        table = buffers.put_table(inputs, shape)
-        staging.send()
-    batch = Batch.from_step(inputs)
-    batch.block_table = table
-    buffers.load(torch.zeros(inputs.total_tokens, 64), batch)
+        buffers.put(StepWork(inputs), shape)
+        ends = TorchEnds(buffers.places(padded=True), BLOCK_SIZE, embeds=True, takes_tokens=False)
+        ends.take_in()
+        ends.gather(shape.num_rows, shape.num_tokens)
     return buffers.batch(shape)
 
 
@@ -69,11 +85,13 @@ def test_padding_is_one_more_prompt_in_a_block_of_its_own() -> None:
     batch, plain = arrived([1, 30, 2]), Batch.from_step(inputs_of([1, 30, 2]))
     assert batch.num_tokens == 64
     assert batch.query_starts.tolist() == [0, 1, 31, 33] + [64] * (batch.num_rows - 3)
+    assert torch.equal(batch.token_ids[:33], plain.token_ids)
     assert batch.seq_lens.tolist() == [1, 30, 2, 31] + [0] * (batch.num_rows - 4)
     assert torch.equal(batch.positions[:33], plain.positions)
     assert torch.equal(batch.cache_slots[:33], plain.cache_slots)
     assert batch.cache_slots[33:].tolist() == [SCRATCH * BLOCK_SIZE] * 31
-    assert torch.equal(batch.block_table[:3, :2], plain.block_table)
+    for row, used in enumerate((1, 2, 1)):
+        assert torch.equal(batch.block_table[row, :used], plain.block_table[row, :used])
     assert set(batch.block_table[3:].flatten().tolist()) == {SCRATCH}
     assert batch.positions[33:].tolist() == [0] * 31
 
@@ -93,25 +111,40 @@ def test_padding_decodes_read_a_block_of_their_own() -> None:
     assert set(batch.block_table[9:].flatten().tolist()) == {SCRATCH}
 
 
-def test_arrays_travel_together_and_arrive_as_they_were() -> None:
-    staging = Staging(64, torch.device("cpu"))
-    staging.begin()
-    given: list[tuple[NDArray[Any], bool]] = [
-        (np.arange(5), True),
-        (np.empty(0, np.int64), True),
-        (np.ones((3, 2), np.int32), False),
-    ]
-    places = [staging.put(values, wide) for values, wide in given]
-    padded = staging.put(np.array([7, 8, 9]), False, 5, -1)
-    staging.send()
-    for place, (values, _) in zip(places, given, strict=True):
-        assert place.tolist() == values.reshape(-1).tolist()
-        assert place.data_ptr() % 16 == 0 or not len(place)
-    assert padded.tolist() == [7, 8, 9, -1, -1]
+@pytest.mark.parametrize("padded", [False, True])
+def test_columns_travel_together_and_arrive_as_they_were(padded: bool) -> None:
+    staging = Staging(limits(9, 700), 10, 512, torch.device("cpu"))
+    there = staging.padded if padded else staging.whole
+    for turn in range(3):
+        columns = staging.begin(padded)
+        for number, field in enumerate(fields(Columns)):
+            column: NDArray[Any] = getattr(columns, field.name)
+            column[:] = np.arange(len(column)) + 1000 * number + turn
+        staging.send(padded, len(columns.changes))
+    for number, field in enumerate(fields(Columns)):
+        column_there: Tensor = getattr(there, field.name)
+        assert torch.equal(column_there.long(), torch.arange(len(column_there)) + 1000 * number + 2)
+        assert column_there.data_ptr() % 16 == 0
 
 
-def test_a_step_larger_than_the_room_is_told() -> None:
-    staging = Staging(8, torch.device("cpu"))
-    staging.begin()
-    with pytest.raises(AssertionError, match="a step larger than the limits"):
-        staging.put(np.arange(9), True)
+def test_columns_by_row_lie_at_the_same_place_in_both_layouts() -> None:
+    staging = Staging(limits(9, 700), 10, 512, torch.device("cpu"))
+    for name in ("header", "slots", "seq_lens", "query_starts", "sample_offsets", "sample_slots"):
+        assert getattr(staging.padded, name).data_ptr() == getattr(staging.whole, name).data_ptr()
+    assert (len(staging.padded.token_ids), len(staging.whole.token_ids)) == (512, 700)
+
+
+def test_of_two_tokens_that_returned_for_a_slot_the_newer_counts() -> None:
+    device = torch.device("cpu")
+    exchange = Exchange.of(limits(), device, first=True, last=False)
+    assert exchange.returned is not None
+    assert exchange.future_map is not None
+    buffers = StepBuffers(cast(StageModule, FirstStage), limits(), SCRATCH, exchange, device)
+    work = StepWork(inputs_of([1, 1]))
+    for slots, tokens in (([3, 5, 9], [30, 50, 90]), ([5, 2], [51, 20]), ([3], [32])):
+        place, _ = exchange.returned.take(len(slots))
+        place.buffer.copy_(torch.tensor(tokens))
+        work.returned.append((ints(slots), place))
+    buffers.put(work, Buckets(limits(), mixed=True).shape_of(work.inputs))
+    TorchEnds(buffers.places(padded=True), BLOCK_SIZE, embeds=True, takes_tokens=True).take_in()
+    assert exchange.future_map.tokens[[2, 3, 5, 9]].tolist() == [20, 32, 51, 90]

@@ -11,14 +11,14 @@ def test_a_step_finds_the_newest_token_of_each_slot_and_keeps_its_known_tokens()
     future_map = FutureMap(8, "cpu")
     future_map.write(torch.tensor([5, 2, 7]), torch.tensor([50, 20, 70]))
     future_map.write(torch.tensor([2], dtype=torch.int32), torch.tensor([21]))
-    token_ids = torch.tensor([-1, 11, 12, -1], dtype=torch.int32)
-    future_map.fill(token_ids, torch.tensor([0, 3], dtype=torch.int32), torch.tensor([2, 5], dtype=torch.int32))
-    assert token_ids.tolist() == [21, 11, 12, 50]
+    for dtype in (torch.int32, torch.int64):
+        token_ids = torch.tensor([~2, 11, 0, ~5, ~0], dtype=dtype)
+        assert future_map.resolve(token_ids).tolist() == [21, 11, 0, 50, 0]
+        assert future_map.resolve(token_ids).dtype == torch.int64
 
 
 def test_a_step_without_tokens_to_fill_stays_as_it_is() -> None:
     future_map, nothing = FutureMap(2, "cpu"), torch.empty(0, dtype=torch.int64)
-    token_ids = torch.tensor([4, 5])
     future_map.write(nothing, nothing)
-    future_map.fill(token_ids, nothing, nothing)
-    assert token_ids.tolist() == [4, 5]
+    assert future_map.resolve(torch.tensor([4, 5])).tolist() == [4, 5]
+    assert future_map.resolve(nothing).tolist() == []

@@ -14,6 +14,7 @@ from penstock.actors.in_process import start_in_process
 from penstock.actors.scheduler_settings import scheduler_config
 from penstock.configs.engine import EngineConfig
 from penstock.configs.model_config import read_model_config
+from penstock.model.gpu.columns import Places
 from penstock.model.gpu.eager import EagerLauncher
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.launch import Launcher
@@ -21,10 +22,19 @@ from penstock.scheduler.scheduler import Scheduler
 
 from ..actors.reference import expected_tokens, play, scenario
 from .tiny import write_tiny_model
+from .torch_ends import TorchEnds
+
+
+class OnCpu(EagerLauncher):
+    """With torch in the place of Triton."""
+
+    def _make_ends(self, places: Places) -> TorchEnds:
+        takes_tokens = self._exchange.returned is not None
+        return TorchEnds(places, self._buffers.limits.block_size, self._module.embed_tokens is not None, takes_tokens)
 
 
 class Replay:
-    """Stands in for a graph: runs the layers over the shared buffers."""
+    """Stands in for a graph: runs the step over the shared buffers."""
 
     def __init__(self, launcher: ReplayingLauncher, shape: Any, work: Callable[[ReplayingLauncher, Any], None]) -> None:
         self._launcher, self._shape, self._work = launcher, shape, work
@@ -35,29 +45,30 @@ class Replay:
         self._work(launcher, self._shape)
 
 
-class ReplayingLauncher(GraphLauncher):
+class ReplayingLauncher(OnCpu, GraphLauncher):
     """Graphs without a GPU."""
 
     num_replays = 0
 
     def _capture_all(self) -> None:
         shapes = self._buckets.shapes()
-        self._graphs = {shape: Replay(self, shape, ReplayingLauncher._fill_out) for shape in shapes}  # type: ignore[misc]
+        self._graphs = {shape: Replay(self, shape, ReplayingLauncher._step) for shape in shapes}  # type: ignore[misc]
         rows = [shape.num_rows for shape in shapes if shape.all_decode]
         self._heads = {count: Replay(self, count, ReplayingLauncher._fill_tokens) for count in rows}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral"])
 @pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("stages", [1, 2, 3])
 def test_tokens_are_those_of_transformers_through_the_gpus_launchers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, graphs: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, graphs: bool, stages: int
 ) -> None:
     made: list[EagerLauncher] = []
 
     def launcher(builder: Any, num_blocks: int, agree: object) -> Launcher:
-        kind = ReplayingLauncher if graphs else EagerLauncher
+        kind = ReplayingLauncher if graphs else OnCpu
         builder.module.bind_cache(builder._cache(num_blocks + 1))
-        made.append(kind(builder.module, torch.device("cpu"), builder.limits, num_blocks))
+        made.append(kind(builder.module, torch.device("cpu"), builder.limits, num_blocks, builder.exchange))
         return made[-1]
 
     monkeypatch.setattr(stage._StageBuilder, "launcher", launcher)
@@ -65,7 +76,7 @@ def test_tokens_are_those_of_transformers_through_the_gpus_launchers(
     model_config = read_model_config(tmp_path)
     scene = scenario(3, model_config.vocab_size)
     limits = {"block_size": 8, "max_model_len": 64, "max_num_seqs": 24, "max_num_batched_tokens": 16}
-    config = EngineConfig(model=str(tmp_path), pipeline_parallel_size=2, dtype="float32", device="cpu", **limits)
+    config = EngineConfig(model=str(tmp_path), pipeline_parallel_size=stages, dtype="float32", device="cpu", **limits)
     driver = start_in_process(config, model_config, Scheduler(scheduler_config(config, model_config, 15)), 15)
     outcome = play(driver, scene)
     driver.close()

@@ -40,6 +40,7 @@ class RecordingDevice:
     """Notes the order in which work is enqueued and runs none of it."""
 
     operations: list[Operation] = field(default_factory=list)
+    is_polled: bool = False
 
     def enqueue(
         self, lane: Lane, work: Callable[[], None], after: Sequence[Event] = (), *, cause: Cause, step: int

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.scheduler.codec import decode_plan, decode_result, encode_plan, encode_result
-from penstock.scheduler.mirror import Mirror
+from penstock.scheduler.mirror import MAX_RETURNS, Mirror
 from penstock.scheduler.plan import Ints, Logprobs, Registration, Sampling, StepPlan, StepResult, ints
 
 columns = st.lists(st.integers(0, 65535), max_size=40).map(ints)
@@ -88,7 +88,7 @@ def test_a_chunked_prompt_samples_only_in_its_last_chunk_and_then_reads_the_futu
     assert second.cache_slots.tolist() == [23, 12, 13]
     assert second.sample_rows.tolist() == [0]
     decode = mirror.apply(StepPlan(2, ints([2]), ints([1])))
-    assert (decode.token_ids.tolist(), decode.positions.tolist(), decode.seq_lens.tolist()) == ([-1], [6], [7])
+    assert (decode.token_ids.tolist(), decode.positions.tolist(), decode.seq_lens.tolist()) == ([~2], [6], [7])
     assert [(r.step, r.slots.tolist()) for r in decode.returns] == [(1, [2])]
 
 
@@ -104,6 +104,26 @@ def test_token_messages_are_received_up_to_the_newest_that_a_step_needs_and_only
     needs_an_old_one = mirror.apply(StepPlan(4, ints([0]), ints([1])))
     assert needs_an_old_one.returns == []
     assert [r.step for r in mirror.apply(StepPlan(5, ints([2]), ints([1]))).returns] == [2]
+
+
+def test_tokens_that_nobody_asks_for_are_received_before_too_many_are_under_way() -> None:
+    mirror, received = Mirror(1, 8, block_size=4), list[int]()
+    most = 0
+    for step in range(3 * MAX_RETURNS):  # requests of one token, one after the other
+        plan = StepPlan(
+            step,
+            ints([0]),
+            ints([2]),
+            released=ints([0] if step else []),
+            registrations=[prompt(0, step, 2)],
+            block_slots=ints([0]),
+            block_ids=ints([0]),
+        )
+        due = [r.step for r in mirror.apply(plan).returns]
+        received += due
+        most = max(most, len(due))
+    assert received == list(range(3 * MAX_RETURNS - MAX_RETURNS))
+    assert most == 1
 
 
 def test_a_slot_is_registered_again_only_after_its_release() -> None:
