@@ -60,7 +60,7 @@ class PipelineDriver:
 
     def _next_result(self) -> tuple[float, bytes] | BaseException:
         while True:
-            are_polled = any([rank.poll() for rank in self.ranks])
+            are_polled = sum(rank.poll() for rank in self.ranks) > 0  # all of them
             try:
                 return self._results.get(block=not are_polled, timeout=120)
             except Empty:
