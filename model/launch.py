@@ -48,10 +48,10 @@ class Launcher(Protocol):
         """On the last stage: the hidden states [R, H] of the rows that sample."""
         ...
 
-    def greedy(self, work: StepWork) -> Tensor | None:
-        """On the last stage: the likeliest token [R] of the rows that sample, fed back as `feed_back` does.
+    def greedy(self, work: StepWork) -> bool:
+        """On the last stage: the likeliest token [R] of the rows that sample to `work.tokens`, and fed back.
 
-        None where the launcher has no way of its own for so many.
+        False where the launcher has no way of its own for so many.
         """
         ...
 
@@ -91,9 +91,9 @@ class DirectLauncher:
         assert work.hidden is not None
         return work.hidden[torch.from_numpy(work.inputs.sample_offsets)]
 
-    def greedy(self, work: StepWork) -> Tensor | None:
+    def greedy(self, work: StepWork) -> bool:
         """No way of its own."""
-        return None
+        return False
 
     def feed_back(self, work: StepWork, token_ids: Tensor) -> None:
         """Written by slot."""

@@ -91,6 +91,8 @@ class PromptLogprobs:
 
     def prepare(self, inputs: StepInput, mirror: Mirror) -> PromptStep | None:
         """What the step scores, or None. On the host, before the mirror applies the next plan."""
+        if inputs.is_steady:
+            return None
         in_prompt = np.flatnonzero(inputs.starts < mirror.num_prompt[inputs.slots] - 1)
         rows = [int(row) for row in in_prompt if _asks(mirror, int(inputs.slots[row]))]
         if not rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,15 +23,14 @@ class Ring:
 
     def __init__(self, buffers: Tensor) -> None:
         self.buffers = buffers
-        self._used: list[Event | None] = [None] * len(buffers)
+        self._used: list[Sequence[Event]] = [()] * len(buffers)
         self._turn = -1
 
-    def take(self, length: int) -> tuple[RingPlace, list[Event]]:
+    def take(self, length: int) -> tuple[RingPlace, Sequence[Event]]:
         """The next buffer's first part, and what must be over before it is written."""
         self._turn = (self._turn + 1) % len(self._used)
-        last = self._used[self._turn]
-        return RingPlace(self._turn, self.buffers[self._turn, :length]), [] if last is None else [last]
+        return RingPlace(self._turn, self.buffers[self._turn, :length]), self._used[self._turn]
 
-    def used(self, place: RingPlace, until: Event) -> None:
-        """The buffer may be written again when the event has happened."""
+    def used(self, place: RingPlace, *until: Event) -> None:
+        """The buffer may be written again when these events have happened."""
         self._used[place.turn] = until

@@ -13,6 +13,7 @@ from ..scheduler.device import Device, Event, Link
 from ..scheduler.mirror import Mirror
 from ..scheduler.plan import StepResult
 from .decoder import StageModule
+from .exchange import Exchange
 from .launch import Launcher
 from .logprobs import PromptLogprobs
 from .ring import Ring
@@ -85,6 +86,7 @@ class SamplerSink:
     mirror: Mirror
     sampler: Sampler
     prompt_logprobs: PromptLogprobs
+    exchange: Exchange
     link: Link | None  # None with one stage, where the launcher feeds the tokens back
     answers: bool
 
@@ -92,7 +94,11 @@ class SamplerSink:
         """The sampler's host part."""
         work.sampling = self.sampler.prepare(work.inputs, self.mirror)
         work.prompt = self.prompt_logprobs.prepare(work.inputs, self.mirror)
-        return []
+        ring, num_samples = self.exchange.sampled, len(work.inputs.sample_rows)
+        if ring is None or not num_samples or not work.sampling.is_greedy:
+            return ()
+        work.tokens, sent = ring.take(num_samples)
+        return sent
 
     def compute(self, work: StepWork, layers: Event) -> Event:
         """Enqueues the head and the sampler, apart from the layers."""
@@ -112,26 +118,32 @@ class SamplerSink:
     def _sample_rows(self, work: StepWork) -> Sampled:
         sampling = work.sampling
         assert sampling is not None
-        if sampling.is_greedy and (tokens := self.launcher.greedy(work)) is not None:
-            return Sampled(tokens)
+        if sampling.is_greedy and self.launcher.greedy(work):
+            place, host = work.tokens, self.exchange.host_sampled
+            assert place is not None
+            assert host is not None
+            return Sampled(host[place.turn, : len(place.buffer)])
+        work.tokens = None
         compute_logits = self.module.order if sampling.is_greedy else self.module.logits
         sampled = self.sampler.sample(compute_logits(self.launcher.rows(work)), sampling)
         self.launcher.feed_back(work, sampled.token_ids)
         return sampled
 
     def send(self, work: StepWork, computed: Event) -> Event:
-        """Sends the tokens on their own link, and copies what the answer needs to the host."""
+        """Sends the tokens on their own link, and copies to the host what the answer needs and isn't there."""
         last, link = computed, self.link
         if link is not None and len(work.inputs.sample_rows):
             last = self.device.enqueue(
                 "token_send", lambda: link.send(_tokens(work)), [computed], cause="send_buffer", step=work.inputs.step
             )
-        if not self.answers:
+            if work.tokens is not None and self.exchange.sampled is not None:
+                self.exchange.sampled.used(work.tokens, last)
+        if not self.answers or (work.tokens is not None and work.prompt is None):
             return last
         return self.device.enqueue("copy", lambda: self._copy(work), [computed], cause="copy", step=work.inputs.step)
 
     def _copy(self, work: StepWork) -> None:
-        if work.sampled is not None:
+        if work.sampled is not None and work.tokens is None:
             work.sampled = work.sampled.to_host()
         if work.prompt_scores is not None:
             work.prompt_scores = work.prompt_scores.to_host()
@@ -146,6 +158,8 @@ class SamplerSink:
 
 def _tokens(work: StepWork) -> Tensor:
     """The sampled tokens, for the lane that sends them: the step may have retired before that has."""
+    if work.tokens is not None:
+        return work.tokens.buffer
     assert work.sampled is not None
     tokens = work.sampled.token_ids
     if tokens.is_cuda:

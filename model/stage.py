@@ -166,7 +166,13 @@ class _StageBuilder:
             self.dtype,
         )
         self.mirror = Mirror(config.max_num_seqs, self.limits.max_blocks_per_seq, config.block_size)
-        self.exchange = Exchange.of(self.limits, self.torch_device, first=self.is_first, last=self.is_last)
+        self.exchange = Exchange.of(
+            self.limits,
+            self.torch_device,
+            first=self.is_first,
+            last=self.is_last,
+            max_unretired=config.unretired_plans,
+        )
         layers = partition_for(config, model_config)
         self.module = self._module(layers[stage_idx])
         self.sampler: Sampler | None = None
@@ -251,6 +257,7 @@ class _StageBuilder:
             mirror=self.mirror,
             sampler=self.sampler,
             prompt_logprobs=PromptLogprobs(self.model_config.vocab_size, self.torch_device),
+            exchange=self.exchange,
             link=self.ports.token_send,
             answers=self.tp_rank == 0,
         )

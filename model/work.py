@@ -25,6 +25,7 @@ class StepWork:
     outgoing: RingPlace | None = None  # [T, H]
     hidden: Tensor | None = None  # [T, H] what the layers gave; read before the next step's layers
     sampling: SamplingStep | None = None
+    tokens: RingPlace | None = None  # [R] where the launcher leaves greedy tokens
     sampled: Sampled | None = None
     prompt: PromptStep | None = None
     prompt_scores: Scores | None = None

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .plan import GREEDY, Ints, Registration, Sampling, StepPlan, ints
 
@@ -39,8 +40,10 @@ class StepInput:
     cache_slots: Ints  # [T] where each token's key and value go: block id * block size + offset
     token_ids: Ints  # [T] known tokens; ~slot where the FutureMap has it
     sample_rows: Ints  # [R] rows that sample a token
-    block_table: Ints  # [S, most blocks of a row] 0 beyond a row's own
+    tables: NDArray[np.int32]  # [slots, most blocks] the mirror's own
     block_places: Ints  # [B] where the plan's block_ids go in the table of all slots, flat
+    block_size: int
+    is_steady: bool  # every row has one token, from the FutureMap, and samples the next
     returns: list[TokenReturn]  # messages that stage 0 receives before this step, in order
 
     @property
@@ -61,14 +64,20 @@ class StepInput:
         return len(self.positions) == len(self.slots)
 
     @property
+    def block_table(self) -> NDArray[np.int32]:
+        """[S, most blocks of a row] anything beyond a row's own; before the mirror applies the next plan."""
+        longest = int(self.seq_lens.max(initial=1))
+        return self.tables[self.slots, : -(-longest // self.block_size)]
+
+    @property
     def sample_offsets(self) -> Ints:
         """[R] offsets in the step's tokens of those whose successors are sampled."""
-        return self.query_starts[1:][self.sample_rows] - 1
+        return self.sample_rows if self.is_steady else self.query_starts[1:][self.sample_rows] - 1
 
     @property
     def sample_slots(self) -> Ints:
         """[R] slots of the rows that sample."""
-        return self.slots[self.sample_rows]
+        return self.slots if self.is_steady else self.slots[self.sample_rows]
 
 
 class Mirror:
@@ -86,6 +95,7 @@ class Mirror:
         self.last_sample_step = np.full(num_slots, -1, np.int64)
         self.token_ids: list[Ints | None] = [None] * num_slots
         self.sampling: list[Sampling] = [GREEDY] * num_slots
+        self._counting = ints(range(num_slots + 1))  # steps share it
         self._unreceived: deque[TokenReturn] = deque()
         self._next_step = 0
 
@@ -136,13 +146,18 @@ class Mirror:
         slots, counts = plan.slots, plan.num_tokens
         starts = self.num_computed[slots]
         seq_lens = starts + counts
-        query_starts = np.zeros(len(slots) + 1, np.int32)
-        np.cumsum(counts, out=query_starts[1:])
         known = self.num_known[slots]
-        future_rows = ints(np.flatnonzero(starts >= known))
-        sample_rows = ints(np.flatnonzero(seq_lens >= known))
+        is_steady = bool((starts >= known).all())
+        if is_steady:
+            rows = self._counting[: len(slots) + 1]
+            query_starts, sample_rows, tokens, future_slots = rows, rows[:-1], ~slots, slots
+        else:
+            query_starts = np.zeros(len(slots) + 1, np.int32)
+            np.cumsum(counts, out=query_starts[1:])
+            sample_rows = ints(np.flatnonzero(seq_lens >= known))
+            tokens = self._tokens(slots, counts, starts, seq_lens, query_starts, known)
+            future_slots = slots[starts >= known]
         positions, cache_slots = self._place(slots, counts, starts, query_starts)
-        width = int(self.num_blocks[slots].max(initial=1))
         inputs = StepInput(
             plan=plan,
             slots=slots,
@@ -152,14 +167,16 @@ class Mirror:
             query_starts=query_starts,
             positions=positions,
             cache_slots=cache_slots,
-            token_ids=self._tokens(slots, counts, starts, seq_lens, query_starts, known),
+            token_ids=tokens,
             sample_rows=sample_rows,
-            block_table=self.block_table[slots, :width],
+            tables=self.block_table,
             block_places=block_places,
-            returns=self._due_returns(slots[future_rows]),
+            block_size=self.block_size,
+            is_steady=is_steady,
+            returns=self._due_returns(future_slots),
         )
         self.num_computed[slots] = seq_lens
-        self._note_samples(plan.step, inputs.sample_slots)
+        self._note_samples(plan.step, slots if is_steady else inputs.sample_slots)
         return inputs
 
     def _place(self, slots: Ints, counts: Ints, starts: Ints, query_starts: Ints) -> tuple[Ints, Ints]:
@@ -172,11 +189,8 @@ class Mirror:
         return positions, blocks * self.block_size + positions % self.block_size
 
     def _tokens(self, slots: Ints, counts: Ints, starts: Ints, ends: Ints, query_starts: Ints, known: Ints) -> Ints:
-        with_known = np.flatnonzero(starts < known)
-        if not len(with_known):
-            return ~slots
         tokens = np.repeat(~slots, counts)
-        for row in with_known:
+        for row in np.flatnonzero(starts < known):
             source = self.token_ids[slots[row]]
             assert source is not None, f"slot {slots[row]} has a row but no tokens"
             assert ends[row] <= known[row], f"slot {slots[row]}: chunk past its known tokens"

@@ -21,9 +21,9 @@ from ..launch import StepLimits
 
 Column = TypeVar("Column", NDArray[Any], Tensor)
 
-# What the header says, by index: lengths of the lists behind `changes`, tokens and samples without padding, and the
-# first row of the step's link buffers among all of them.
-CHANGES, RETURNS, TOKENS, SAMPLES, INCOMING, OUTGOING = range(6)
+# What the header says, by index: lengths of the lists behind `changes`, tokens and samples without padding, the first
+# row of the step's link buffers among all of them, and the first place of its sampled tokens.
+CHANGES, RETURNS, TOKENS, SAMPLES, INCOMING, OUTGOING, SAMPLED = range(7)
 _HEADER = 8
 _ALIGNMENT = 2  # words of 8 bytes: Triton compiles a kernel anew for a pointer that isn't a multiple of 16
 _NUM_PINNED = 4
@@ -58,6 +58,8 @@ class Places:
     incoming: Tensor  # [buffers * most tokens, H]
     outgoing: Tensor  # [buffers * most tokens, H]
     hidden: Tensor  # [most tokens of a padded step, H]
+    sampled: Tensor  # [steps * slots] int64
+    host_sampled: Tensor  # likewise, in pinned memory
 
 
 class Layout:

@@ -29,6 +29,8 @@ class StepEnds(Protocol):
 
     def feed_back(self, token_ids: Tensor) -> None: ...
 
+    def keep(self, token_ids: Tensor) -> None: ...
+
 
 class EagerLauncher:
     """`Launcher` without graphs."""
@@ -71,11 +73,13 @@ class EagerLauncher:
         """Gathered behind the layers."""
         return self._buffers.sampled[: len(work.inputs.sample_rows)]
 
-    def greedy(self, work: StepWork) -> Tensor | None:
+    def greedy(self, work: StepWork) -> bool:
         """See `Launcher`; the rows are padded as those of decodes are."""
-        count = len(work.inputs.sample_rows)
-        rows = self._buckets.rows_for(count)
-        return None if rows is None else self._run_greedy(rows)[:count].clone()
+        rows = self._buckets.rows_for(len(work.inputs.sample_rows))
+        if rows is None or self._exchange.sampled is None:
+            return False
+        self._run_greedy(rows)
+        return True
 
     def feed_back(self, work: StepWork, token_ids: Tensor) -> None:
         """Written by slot, with one stage."""
@@ -85,8 +89,8 @@ class EagerLauncher:
     def _run_padded(self, shape: StepShape) -> None:
         self._step(shape)
 
-    def _run_greedy(self, rows: int) -> Tensor:
-        return self._head(rows)
+    def _run_greedy(self, rows: int) -> None:
+        self._head(rows)
 
     def _step(self, shape: StepShape) -> None:
         """A padded step, from where inputs arrive to where outputs leave."""
@@ -102,12 +106,9 @@ class EagerLauncher:
         else:
             self._ends.hand_on(out)
 
-    def _head(self, rows: int) -> Tensor:
-        """The likeliest token of so many rows; fed back."""
-        tokens = self._largest(self._module.order(self._buffers.sampled[:rows]))
-        if self._embeds:
-            self._ends.feed_back(tokens)
-        return tokens
+    def _head(self, rows: int) -> None:
+        """The likeliest token of so many rows."""
+        self._ends.keep(self._largest(self._module.order(self._buffers.sampled[:rows])))
 
     def _run_whole(self, work: StepWork) -> None:
         """A step in its own shape."""

@@ -11,12 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLES, TOKENS, Places
+from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, TOKENS, Places
 
 _PROGRAMS, _BLOCK = 8, 128  # of what comes as lists
 _WIDE = 1024  # elements of a hidden state at a time
 _CHANGES, _RETURNS, _TOKENS = tl.constexpr(CHANGES), tl.constexpr(RETURNS), tl.constexpr(TOKENS)
-_INCOMING, _OUTGOING, _SAMPLES = tl.constexpr(INCOMING), tl.constexpr(OUTGOING), tl.constexpr(SAMPLES)
+_INCOMING, _OUTGOING = tl.constexpr(INCOMING), tl.constexpr(OUTGOING)
+_SAMPLES, _SAMPLED = tl.constexpr(SAMPLES), tl.constexpr(SAMPLED)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -80,11 +81,19 @@ def _hand_on(header, hidden, outgoing, size, WIDE: tl.constexpr):  # type: ignor
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
-def _feed_back(header, slots, token_ids, future, num_rows, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _keep(  # type: ignore[no-untyped-def]
+    header, slots, token_ids, future, sampled, host_sampled, num_rows,
+    FEEDS_BACK: tl.constexpr, KEEPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < tl.minimum(num_rows, tl.load(header + _SAMPLES))
-    slot = tl.load(slots + at, mask=inside, other=0)
-    tl.store(future + slot, tl.load(token_ids + at, mask=inside, other=0), mask=inside)
+    token = tl.load(token_ids + at, mask=inside, other=0)
+    if FEEDS_BACK:
+        tl.store(future + tl.load(slots + at, mask=inside, other=0), token, mask=inside)
+    if KEEPS:
+        place = tl.load(header + _SAMPLED) + at
+        tl.store(sampled + place, token, mask=inside)
+        tl.store(host_sampled + place, token, mask=inside)
 
 
 class Ends:
@@ -140,8 +149,24 @@ class Ends:
         _hand_on[(len(hidden),)](at.columns.header, hidden, at.outgoing, hidden.shape[1], WIDE=_WIDE)
 
     def feed_back(self, token_ids: Tensor) -> None:
-        """The sampled tokens, of [R] that may be padded, into the FutureMap."""
+        """Sampled tokens, of [R] that may be padded, into the FutureMap."""
+        self._keep(token_ids, feeds_back=True, keeps=False)
+
+    def keep(self, token_ids: Tensor) -> None:
+        """Sampled tokens, of [R] that may be padded, to where they are sent and read from; with one stage fed back."""
+        self._keep(token_ids, feeds_back=self._embeds, keeps=True)
+
+    def _keep(self, token_ids: Tensor, feeds_back: bool, keeps: bool) -> None:
         at, num_rows = self._places, len(token_ids)
-        _feed_back[(triton.cdiv(num_rows, _BLOCK),)](
-            at.columns.header, at.columns.sample_slots, token_ids, at.future, num_rows, BLOCK=_BLOCK
+        _keep[(triton.cdiv(num_rows, _BLOCK),)](
+            at.columns.header,
+            at.columns.sample_slots,
+            token_ids,
+            at.future,
+            at.sampled,
+            at.host_sampled,
+            num_rows,
+            FEEDS_BACK=feeds_back,
+            KEEPS=keeps,
+            BLOCK=_BLOCK,
         )

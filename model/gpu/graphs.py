@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..decoder import StageModule
 from ..exchange import Exchange
@@ -34,15 +33,13 @@ class GraphLauncher(EagerLauncher):
         super().__init__(module, device, limits, scratch_block, exchange)
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._heads: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
-        self._tokens = torch.zeros(len(self._buffers.sampled), dtype=torch.int64, device=device)
         self._capture_all()
 
     def _run_padded(self, shape: StepShape) -> None:
         self._graphs[shape].replay()
 
-    def _run_greedy(self, rows: int) -> Tensor:
+    def _run_greedy(self, rows: int) -> None:
         self._heads[rows].replay()
-        return self._tokens
 
     @torch.inference_mode()
     def _capture_all(self) -> None:
@@ -67,15 +64,12 @@ class GraphLauncher(EagerLauncher):
             self._graphs[shape] = _capture(partial(self._step, shape), pool, stream)
             if shape.all_decode and self._samples:
                 rows = shape.num_rows
-                self._heads[rows] = _capture(partial(self._fill_tokens, rows), pool, stream)
+                self._heads[rows] = _capture(partial(self._head, rows), pool, stream)
         torch.cuda.synchronize(self._device)
         taken = free - torch.cuda.mem_get_info(self._device)[0]
         seconds = time.monotonic() - start_s
         count = len(self._graphs) + len(self._heads)
         log.info("%d graphs captured in %.1f s, %d MiB", count, seconds, taken >> 20)
-
-    def _fill_tokens(self, rows: int) -> None:
-        self._tokens[:rows].copy_(self._head(rows))
 
 
 def _capture(work: Callable[[], None], pool: Any, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:

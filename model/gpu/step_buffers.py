@@ -21,7 +21,7 @@ from ..exchange import Exchange
 from ..launch import StepLimits
 from ..work import StepWork
 from .buckets import MAX_ROWS, MAX_TOKENS, StepShape
-from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLES, TOKENS, Columns, Places, Staging
+from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, TOKENS, Columns, Places, Staging
 
 
 class StepBuffers:
@@ -61,6 +61,8 @@ class StepBuffers:
             incoming=exchange.incoming.buffers.flatten(0, 1) if exchange.incoming else nowhere,
             outgoing=exchange.outgoing.buffers.flatten(0, 1) if exchange.outgoing else nowhere,
             hidden=self.hidden,
+            sampled=exchange.sampled.buffers.view(-1) if exchange.sampled else self._no_ints,
+            host_sampled=self._no_ints if exchange.host_sampled is None else exchange.host_sampled.view(-1),
         )
 
     def put(self, work: StepWork, shape: StepShape | None) -> None:
@@ -79,6 +81,7 @@ class StepBuffers:
         most_tokens = self.limits.max_num_batched_tokens
         header[INCOMING] = work.incoming.turn * most_tokens if work.incoming else 0
         header[OUTGOING] = work.outgoing.turn * most_tokens if work.outgoing else 0
+        header[SAMPLED] = work.tokens.turn * self.limits.max_num_seqs if work.tokens else 0
         self._staging.send(shape is not None, end)
 
     def _put_rows(

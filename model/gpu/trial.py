@@ -43,7 +43,7 @@ class TrialSteps:
         work = StepWork(inputs)
         self._launcher.prepare(work)
         self._launcher.run(work)
-        if module.lm_head is not None and self._launcher.greedy(work) is None:
+        if module.lm_head is not None and not self._launcher.greedy(work):
             self._largest(module.order(self._launcher.rows(work)))
 
     def _lengths(self, shape: StepShape) -> list[int]:

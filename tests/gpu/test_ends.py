@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.model.gpu.columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLES, TOKENS, Columns, Places
+from penstock.model.gpu.columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, TOKENS, Columns, Places
 
 from ..model.torch_ends import TorchEnds
 
@@ -25,8 +25,8 @@ def drawn(rows: int, tokens: int, changes: int, returns: int, generator: torch.G
         return torch.randperm(most, device="cuda", generator=generator)[:count].int()
 
     header = torch.zeros(8, dtype=torch.int32, device="cuda")
-    header[[CHANGES, RETURNS, TOKENS, SAMPLES, INCOMING, OUTGOING]] = torch.tensor(
-        [changes, returns, tokens - tokens // 4, rows - rows // 3, 40, 8], dtype=torch.int32, device="cuda"
+    header[[CHANGES, RETURNS, TOKENS, SAMPLES, INCOMING, OUTGOING, SAMPLED]] = torch.tensor(
+        [changes, returns, tokens - tokens // 4, rows - rows // 3, 40, 8, 300], dtype=torch.int32, device="cuda"
     )
     lists = [
         different(SLOTS * WIDTH, changes),
@@ -59,6 +59,8 @@ def drawn(rows: int, tokens: int, changes: int, returns: int, generator: torch.G
         incoming=floats[0],
         outgoing=floats[1],
         hidden=floats[2],
+        sampled=torch.zeros(MOST, dtype=torch.int64, device="cuda"),
+        host_sampled=torch.zeros(MOST, dtype=torch.int64, pin_memory=True),
     )
 
 
@@ -71,7 +73,8 @@ def test_the_ends_do_what_torch_does(rows: int, tokens: int, changes: int, retur
 
     generator = torch.Generator("cuda").manual_seed(rows)
     ours = drawn(rows, tokens, changes, returns, generator)
-    copies = {field.name: getattr(ours, field.name).clone() for field in fields(Places) if field.name != "columns"}
+    names = [field.name for field in fields(Places) if field.name != "columns"]
+    copies = {name: getattr(ours, name).clone() for name in names}
     expected = replace(ours, **copies)
     hidden = torch.randn(tokens, HIDDEN, device="cuda", generator=generator).bfloat16()
     sampled = torch.randint(0, 30000, (rows,), device="cuda", generator=generator)
@@ -80,5 +83,7 @@ def test_the_ends_do_what_torch_does(rows: int, tokens: int, changes: int, retur
         ends.gather(rows, tokens)
         ends.hand_on(hidden)
         ends.feed_back(sampled)
+        ends.keep(sampled.flip(0))
+    torch.cuda.synchronize()
     for name in copies:
         assert torch.equal(getattr(ours, name), getattr(expected, name)), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from penstock.actors.in_process import start_in_process
 from penstock.actors.scheduler_settings import scheduler_config
 from penstock.configs.engine import EngineConfig
 from penstock.configs.model_config import read_model_config
+from penstock.model.exchange import NUM_SAMPLED
 from penstock.model.gpu.columns import Places
 from penstock.model.gpu.eager import EagerLauncher
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.launch import Launcher
+from penstock.model.ring import Ring
 from penstock.scheduler.scheduler import Scheduler
 
 from ..actors.reference import expected_tokens, play, scenario
@@ -54,7 +57,7 @@ class ReplayingLauncher(OnCpu, GraphLauncher):
         shapes = self._buckets.shapes()
         self._graphs = {shape: Replay(self, shape, ReplayingLauncher._step) for shape in shapes}  # type: ignore[misc]
         rows = [shape.num_rows for shape in shapes if shape.all_decode]
-        self._heads = {count: Replay(self, count, ReplayingLauncher._fill_tokens) for count in rows}  # type: ignore[misc]
+        self._heads = {count: Replay(self, count, ReplayingLauncher._head) for count in rows}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral"])
@@ -68,6 +71,9 @@ def test_tokens_are_those_of_transformers_through_the_gpus_launchers(
     def launcher(builder: Any, num_blocks: int, agree: object) -> Launcher:
         kind = ReplayingLauncher if graphs else OnCpu
         builder.module.bind_cache(builder._cache(num_blocks + 1))
+        if builder.is_last:
+            tokens = torch.zeros(NUM_SAMPLED, builder.limits.max_num_seqs, dtype=torch.int64)
+            builder.exchange = replace(builder.exchange, sampled=Ring(tokens), host_sampled=tokens.clone())
         made.append(kind(builder.module, torch.device("cpu"), builder.limits, num_blocks, builder.exchange))
         return made[-1]
 

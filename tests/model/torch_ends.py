@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from penstock.model.gpu.columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLES, TOKENS, Places
+from penstock.model.gpu.columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, TOKENS, Places
 
 
 class TorchEnds:
@@ -47,3 +47,12 @@ class TorchEnds:
         at = self._places
         count = min(len(token_ids), int(at.columns.header[SAMPLES]))
         at.future[at.columns.sample_slots[:count].long()] = token_ids[:count]
+
+    def keep(self, token_ids: Tensor) -> None:
+        at = self._places
+        if self._embeds:
+            self.feed_back(token_ids)
+        start, count = at.columns.header[[SAMPLED, SAMPLES]].tolist()
+        count = min(len(token_ids), count)
+        for memory in (at.sampled, at.host_sampled):
+            memory[start : start + count] = token_ids[:count]
