@@ -20,7 +20,7 @@ from ..attention_torch import TorchAttention
 from ..batch import Batch
 from ..kv_cache import LayerCache
 from ..rope import Rotation
-from .decode_attention import decode_attention, most_cut, num_cuts
+from .decode_attention import cutting, decode_attention, most_cut
 from .fused import rotate_and_store
 
 log = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ class FlashAttention:
         return out.view(len(qkv), -1)
 
     def _decode(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
-        cuts = num_cuts(batch.num_rows, self.spec.num_kv_heads, batch.max_seq_len, self._num_processors)
-        return decode_attention(qkv, rotation, self.spec, cache, batch, self._arrived, cuts)
+        cuts, tiling = cutting(batch.num_rows, self.spec.num_kv_heads, batch.max_seq_len, self._num_processors)
+        return decode_attention(qkv, rotation, self.spec, cache, batch, self._arrived, cuts, tiling)
 
 
 def make_attention(dtype: torch.dtype, spec: AttentionSpec) -> Attention:

@@ -25,9 +25,10 @@ from ..batch import Batch
 from ..kv_cache import LayerCache
 from ..rope import Rotation
 from .chain import chained, may_follow, wait_for_inputs
+from .fused import rotation_pairs
 
 PROGRAMS_EACH = 4  # of a multiprocessor, where keys are cut for their sake
-_EVEN_ROWS = 128
+_EVEN_CUTS = ((256, 4), (512, 2))  # rows up to which, and cuts of a long sequence, where sequences alone are enough
 _LEAST_GROUP = 16  # rows of a tile of the matrix instruction
 
 
@@ -42,7 +43,7 @@ class Tiling:
 
 
 # The best on an H200 (LOG.md): where sequences are many, and where few of them are cut to fill the device.
-MANY, FEW = Tiling(64, 3, 2, least=512), Tiling(64, 2, 4)
+MANY, FEW = Tiling(64, 3, 2, least=1024), Tiling(64, 2, 4)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -77,14 +78,7 @@ def _decode_attention(  # type: ignore[no-untyped-def]
     heads = kv_head * GROUP + group
     owned = (group < GROUP)[:, None] & inside[None, :]
     half: tl.constexpr = ROTARY // 2
-    if INTERLEAVED:
-        partner = tl.where(at < ROTARY, at ^ 1, at)
-        angle = at // 2
-        sign = tl.where(at % 2 == 0, -1.0, 1.0)
-    else:
-        partner = tl.where(at < half, at + half, tl.where(at < ROTARY, at - half, at))
-        angle = tl.where(at < half, at, at - half)
-        sign = tl.where(at < half, -1.0, 1.0)
+    partner, angle, sign = rotation_pairs(at, ROTARY, INTERLEAVED)
     turns = at < ROTARY
     c = tl.load(cos + row * half + angle, mask=turns, other=1.0)
     s = tl.load(sin + row * half + angle, mask=turns, other=0.0) * sign
@@ -164,21 +158,22 @@ def _decode_attention(  # type: ignore[no-untyped-def]
             tl.store(arrived + pair, 0)
 
 
-def num_cuts(rows: int, kv_heads: int, max_seq_len: int, num_processors: int) -> int:
-    """Cuts along the keys, at most: they give each multiprocessor a few programs.
+def cutting(rows: int, kv_heads: int, max_seq_len: int, num_processors: int) -> tuple[int, Tiling]:
+    """Cuts along the keys, at most, and how a program goes through its own.
 
-    Up to `_EVEN_ROWS` a long sequence is cut in two even where all are enough: it would be the last to end otherwise.
+    They give each multiprocessor a few programs. Where sequences alone are enough for that a long one is cut all the
+    same: it would be the last to end otherwise.
     """
     wanted = PROGRAMS_EACH * num_processors // (rows * kv_heads)
-    if rows <= _EVEN_ROWS:
-        wanted = max(wanted, 2)
+    tiling = FEW if wanted > 2 else MANY
+    even = next((cuts for most, cuts in _EVEN_CUTS if rows <= most), 1)
     most = max(1, max_seq_len // 256)
-    return 1 << max(0, min(wanted, most, 32).bit_length() - 1)
+    return 1 << max(0, min(max(wanted, even), most, 32).bit_length() - 1), tiling
 
 
 def most_cut(spec: AttentionSpec, num_processors: int) -> int:
     """Sequences times key heads whose keys may be cut, at most."""
-    return max(PROGRAMS_EACH * num_processors, _EVEN_ROWS * spec.num_kv_heads)
+    return max(PROGRAMS_EACH * num_processors, _EVEN_CUTS[-1][0] * spec.num_kv_heads)
 
 
 def decode_attention(
@@ -189,13 +184,12 @@ def decode_attention(
     batch: Batch,
     arrived: Tensor,
     cuts: int,
-    tiling: Tiling | None = None,
+    tiling: Tiling,
 ) -> Tensor:
     """qkv [S, (heads + 2 * kv heads) * head_dim] of a step of decodes to [S, heads * head_dim].
 
     `arrived` holds zeros, one for each sequence and key head where keys are cut, and holds them again afterwards.
     """
-    tiling = tiling or (FEW if cuts > 2 else MANY)
     rows, group = len(qkv), spec.num_heads // spec.num_kv_heads
     padded = max(_LEAST_GROUP, triton.next_power_of_2(group))
     width = triton.next_power_of_2(spec.head_dim)

@@ -67,6 +67,21 @@ def silu_mul(x: Tensor) -> Tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def rotation_pairs(at, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """For dimensions of a head: which other one each is rotated with, by which angle, and the sign of the other."""
+    half: tl.constexpr = ROTARY // 2
+    if INTERLEAVED:
+        partner = tl.where(at < ROTARY, at ^ 1, at)
+        angle = at // 2
+        sign = tl.where(at % 2 == 0, -1.0, 1.0)
+    else:
+        partner = tl.where(at < half, at + half, tl.where(at < ROTARY, at - half, at))
+        angle = tl.where(at < half, at, at - half)
+        sign = tl.where(at < half, -1.0, 1.0)
+    return partner, angle, sign
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _rotate_and_store(  # type: ignore[no-untyped-def]
     qkv, cos, sin, q_weight, k_weight, slots, queries, keys, values, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, ROTARY: tl.constexpr,
@@ -79,14 +94,7 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
     inside = (at < DIM) & (head < HEADS + 2 * KV_HEADS)
     is_query, is_value = head < HEADS, head >= HEADS + KV_HEADS
     half: tl.constexpr = ROTARY // 2
-    if INTERLEAVED:
-        partner = tl.where(at < ROTARY, at ^ 1, at)
-        angle = at // 2
-        sign = tl.where(at % 2 == 0, -1.0, 1.0)
-    else:
-        partner = tl.where(at < half, at + half, tl.where(at < ROTARY, at - half, at))
-        angle = tl.where(at < half, at, at - half)
-        sign = tl.where(at < half, -1.0, 1.0)
+    partner, angle, sign = rotation_pairs(at, ROTARY, INTERLEAVED)
     source = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * DIM
     x = tl.load(source + at, mask=inside, other=0.0)
     own = x.to(tl.float32)

@@ -10,7 +10,7 @@ from penstock.model.attention import AttentionSpec
 from penstock.model.attention_torch import TorchAttention
 from penstock.model.batch import Batch
 from penstock.model.gpu.attention import FlashAttention, find_flash_attention
-from penstock.model.gpu.decode_attention import most_cut, num_cuts
+from penstock.model.gpu.decode_attention import cutting, most_cut
 from penstock.model.gpu.trial import step_of
 from penstock.model.kv_cache import KVCache
 from penstock.model.launch import StepLimits
@@ -27,7 +27,7 @@ SHAPES = {  # heads, key heads, head's size, rotated, interleaved, normed, windo
 }
 
 
-MANY = [(1, 3000, 0), (1, 1, 0), (40, 1500, 0), (100, 2500, 0), (200, 700, 0), (64, 400, 300)]
+MANY = [(1, 3000, 0), (1, 1, 0), (40, 1500, 0), (100, 2500, 0), (200, 700, 0), (64, 400, 300), (300, 2600, 0)]
 CASES = [*(("qwen3", *case) for case in MANY), *((name, 16, 1500, chunk) for name in SHAPES for chunk in (0, 70))]
 
 
@@ -69,7 +69,7 @@ def test_cuts_never_outnumber_the_counters() -> None:
     spec = AttentionSpec(32, 8, 128)
     for rows in range(1, 513):
         for kv_heads in (1, 2, 8, 32):
-            cuts = num_cuts(rows, kv_heads, MAX_LEN, 132)
+            cuts, _ = cutting(rows, kv_heads, MAX_LEN, 132)
             assert cuts & (cuts - 1) == 0
             if cuts > 1:
                 assert rows * kv_heads <= most_cut(AttentionSpec(32, kv_heads, spec.head_dim), 132)
