@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,11 @@ class Head:
         return os.environ | {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard}
 
     def jobs(self) -> JobSubmissionClient:
-        """The job API."""
+        """The job API; Ray's dashboard resets connections now and then while its modules load."""
+        for _ in range(20):
+            with suppress(ConnectionError):
+                return JobSubmissionClient(self.dashboard)
+            time.sleep(0.5)
         return JobSubmissionClient(self.dashboard)
 
 

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
 from penstock.actors.in_process import PipelineDriver
 from penstock.scheduler.config import SchedulerConfig
 from penstock.scheduler.cpu_device import CpuDevice
+from penstock.scheduler.device import Event
 from penstock.scheduler.messages import NewRequest
-from penstock.scheduler.mirror import Mirror
-from penstock.scheduler.plan import ints
+from penstock.scheduler.mirror import Mirror, StepInput
+from penstock.scheduler.plan import StepPlan, ints
 from penstock.scheduler.scheduler import Scheduler
+from penstock.scheduler.stage_scheduler import StageScheduler
 from penstock.scheduler.timeline import Span, Timeline
 
-from .pipelines import fake_ranks, kept_with_late_results
+from .pipelines import FakeStage, fake_ranks, kept_with_late_results
 
 STEP_S = 0.02
 NUM_STEPS = 40
 
 
-def run(num_stages: int, async_scheduling: bool, delay_s: float) -> tuple[float, list[list[Span]]]:
+class PolledDevice(CpuDevice):
+    """One whose events the launching thread asks for."""
+
+    is_polled = True
+
+
+def run(
+    num_stages: int, async_scheduling: bool, delay_s: float, kind: type[CpuDevice] = CpuDevice
+) -> tuple[float, list[list[Span]]]:
     """Decodes one sequence for each stage over fake stages; returns steps per second and each stage's spans."""
     config = SchedulerConfig(
         num_stages=num_stages,
@@ -34,7 +46,7 @@ def run(num_stages: int, async_scheduling: bool, delay_s: float) -> tuple[float,
         policy="fill" if num_stages == 1 else "token_throttling",
     )
     driver = PipelineDriver(Scheduler(config), delay_s)
-    devices = [CpuDevice(Timeline(keep_spans=True), f"fake{i}") for i in range(num_stages)]
+    devices = [kind(Timeline(keep_spans=True), f"fake{i}") for i in range(num_stages)]
     driver.ranks = fake_ranks(devices, lambda: Mirror(16, 32, 16), STEP_S, driver.on_result, driver.on_failure)
     for i in range(num_stages):
         driver.scheduler.add_request(NewRequest(f"r{i}", ints([1, 2, 3]), max_tokens=NUM_STEPS // num_stages + 1))
@@ -50,6 +62,55 @@ def run(num_stages: int, async_scheduling: bool, delay_s: float) -> tuple[float,
 def test_late_results_cost_nothing_with_async_scheduling_and_do_without(num_stages: int) -> None:
     kept = kept_with_late_results(lambda async_on, delay_s: run(num_stages, async_on, delay_s)[0])
     assert kept.shows_asynchrony, kept
+
+
+def test_a_polled_device_does_as_the_other() -> None:
+    _, stages = run(2, True, 0.0, PolledDevice)
+    steps = [sorted(span.step for span in stage if span.name == "compute") for stage in stages]
+    assert steps[0] == steps[1] == list(range(len(steps[0])))
+
+
+def test_a_polled_devices_steps_are_retired_by_who_polls() -> None:
+    told: list[tuple[int, str]] = []
+    device = PolledDevice(Timeline(), "polled")
+    stage = FakeStage(device, None, None, None, None, STEP_S)
+    rank = StageScheduler(
+        stage,
+        Mirror(16, 32, 16),
+        device,
+        lambda result: told.append((result.step, threading.current_thread().name)),
+        lambda error: pytest.fail(str(error)),
+        device.timeline,
+    )
+    for step in range(2):
+        rank.submit(StepPlan(step, ints(), ints()))
+    assert rank.poll(), "the first step takes a while"
+    assert not told
+    while rank.poll():
+        pass
+    assert told == [(step, threading.current_thread().name) for step in range(2)]
+    assert rank.last_retired_step == 1
+    rank.close()
+
+
+def test_a_polled_steps_failure_is_told_once_and_ends_the_polling() -> None:
+    class Failing(FakeStage):
+        def compute(self, work: StepInput, after: Sequence[Event]) -> Event:
+            return self.device.enqueue("compute", lambda: 1 // 0, after, cause="compute", step=work.step)  # type: ignore[arg-type]
+
+    failures: list[BaseException] = []
+    device = PolledDevice(Timeline(), "failing")
+    stage = Failing(device, None, None, None, None)
+    rank = StageScheduler(stage, Mirror(16, 32, 16), device, lambda _: None, failures.append, device.timeline)
+    assert not rank.poll()
+    for step in range(2):
+        rank.submit(StepPlan(step, ints(), ints()))
+    deadline = time.monotonic() + 10
+    while rank.poll():
+        assert time.monotonic() < deadline
+    assert [type(failure) for failure in failures] == [ZeroDivisionError]
+    assert rank.last_retired_step == -1
+    rank.close()
 
 
 def test_the_next_receive_is_posted_before_the_send_completes_and_no_wait_begins_while_a_step_could_launch() -> None:

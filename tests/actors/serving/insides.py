@@ -62,7 +62,8 @@ def _check(actor: Any) -> int:
 def _tasks(replica: Any) -> list[str]:
     tasks = [each for each in gc.get_objects() if isinstance(each, asyncio.Task) and not each.done()]
     coroutines: list[Any] = [task.get_coro() for task in tasks]
-    modules = [(each.cr_frame.f_globals["__name__"], each.__qualname__) for each in coroutines]
+    frames = [(each, each.cr_frame) for each in coroutines]  # None of one that another thread's loop has just ended
+    modules = [(frame.f_globals["__name__"], each.__qualname__) for each, frame in frames if frame is not None]
     return [name for module, name in modules if module.partition(".")[0] in ("penstock", "uvicorn", "fastapi")]
 
 
