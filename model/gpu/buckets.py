@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from ...scheduler.mirror import StepInput
 from ..launch import StepLimits
 
-MAX_ROWS = 512  # of a padded step of decodes
+MAX_ROWS = 1024  # of a padded step of decodes
 MAX_TOKENS = 512  # of a padded mixed step: a larger one keeps the device busy for longer than its launch takes
-_DECODES = [1, 2, 4, *range(8, 128, 8), *range(128, 256, 16), *range(256, MAX_ROWS + 1, 32)]
+_DECODES = [1, 2, 4, *range(8, 128, 8), *range(128, 256, 16), *range(256, 512, 32), *range(512, MAX_ROWS + 1, 64)]
 _MIXED = [16, *range(32, MAX_TOKENS + 1, 32)]
 
 
@@ -26,6 +26,11 @@ class StepShape:
     num_tokens: int
     num_rows: int
     all_decode: bool
+
+
+def most_padded_tokens(limits: StepLimits) -> int:
+    """Of a padded step of either kind."""
+    return max(min(MAX_ROWS, limits.max_num_seqs), MAX_TOKENS)
 
 
 def decode_buckets(max_rows: int) -> list[int]:

@@ -20,7 +20,7 @@ from ..decoder import StageModule
 from ..exchange import Exchange
 from ..launch import StepLimits
 from ..work import StepWork
-from .buckets import MAX_ROWS, MAX_TOKENS, StepShape
+from .buckets import StepShape, most_padded_tokens
 from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, TOKENS, Columns, Places, Staging
 
 
@@ -30,7 +30,7 @@ class StepBuffers:
     def __init__(
         self, module: StageModule, limits: StepLimits, scratch_block: int, exchange: Exchange, device: torch.device
     ) -> None:
-        tokens, rows = max(MAX_ROWS, MAX_TOKENS), limits.max_num_seqs + 1
+        tokens, rows = most_padded_tokens(limits), limits.max_num_seqs + 1
         most_tokens = max(tokens, limits.max_num_batched_tokens)
         self.limits = limits
         self._embeds, self._samples = module.embed_tokens is not None, module.lm_head is not None
@@ -38,7 +38,7 @@ class StepBuffers:
         self._scratch_place = scratch_block * limits.block_size
         self._staging = Staging(limits, rows, tokens, device)
         self.hidden = torch.zeros(tokens, limits.hidden_size, dtype=limits.dtype, device=device)
-        self.sampled = torch.zeros(max(MAX_ROWS, rows), limits.hidden_size, dtype=limits.dtype, device=device)
+        self.sampled = torch.zeros(rows, limits.hidden_size, dtype=limits.dtype, device=device)
         self.ids = torch.zeros(most_tokens, dtype=torch.int64, device=device)
         self._decode_starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
         width = limits.max_blocks_per_seq
