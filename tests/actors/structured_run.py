@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from penstock.actors.in_process import start_in_process
 from penstock.actors.scheduler_settings import scheduler_config
@@ -62,6 +62,7 @@ def run(
     num_blocks: int = 2048,
     aborts: Mapping[int, str] | None = None,
     async_scheduling: bool = True,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> Ran:
     """Serves them all, arriving together; `aborts` says after which step which request is aborted."""
     config = EngineConfig(
@@ -69,7 +70,7 @@ def run(
         pipeline_parallel_size=stages,
         tensor_parallel_size=ranks,
         dtype="float32",
-        device="cpu",
+        device=device,
         block_size=16,
         max_num_seqs=64,
         max_num_batched_tokens=256,
