@@ -26,7 +26,7 @@ Column = TypeVar("Column", NDArray[Any], Tensor)
 CHANGES, RETURNS, TOKENS, SAMPLES, INCOMING, OUTGOING, SAMPLED = range(7)
 _HEADER = 8
 _ALIGNMENT = 2  # words of 8 bytes: Triton compiles a kernel anew for a pointer that isn't a multiple of 16
-_NUM_PINNED = 4
+_NUM_PINNED = 6  # copies that may be under way before more are made
 
 
 @dataclass(slots=True, frozen=True)
