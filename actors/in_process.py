@@ -20,6 +20,8 @@ from ..scheduler.scheduler import Scheduler
 from ..scheduler.stage_scheduler import StageScheduler
 from .links import ThreadLink
 
+_TIMEOUT_S = 120.0  # of a result
+
 
 class PipelineDriver:
     """Publishes a scheduler's plans to stage schedulers and feeds their results back."""
@@ -59,12 +61,13 @@ class PipelineDriver:
         self.scheduler.update(decode_result(data))
 
     def _next_result(self) -> tuple[float, bytes] | BaseException:
+        deadline_s = time.monotonic() + _TIMEOUT_S
         while True:
             are_polled = sum(rank.poll() for rank in self.ranks) > 0  # all of them
             try:
-                return self._results.get(block=not are_polled, timeout=120)
+                return self._results.get(block=not are_polled, timeout=_TIMEOUT_S)
             except Empty:
-                if not are_polled:
+                if time.monotonic() > deadline_s:
                     raise
 
     def run(self) -> Iterator[TokenEvent]:

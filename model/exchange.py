@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..scheduler.mirror import MAX_RETURNS
 from .future_map import FutureMap
 from .launch import StepLimits
 from .ring import Ring
@@ -21,7 +20,7 @@ class Exchange:
     """What a stage lacks is None."""
 
     future_map: FutureMap | None = None  # first stage
-    returned: Ring | None = None  # first of several: token messages [MAX_RETURNS, max_num_seqs] int64
+    returned: Ring | None = None  # first of several: token messages [as many as a step may receive, max_num_seqs] int64
     incoming: Ring | None = None  # a later stage: hidden states [NUM_LINK_BUFFERS, most tokens of a step, H]
     outgoing: Ring | None = None  # an earlier stage: likewise
     sampled: Ring | None = None  # last stage on a GPU: greedy tokens [steps, max_num_seqs] int64
@@ -33,7 +32,7 @@ class Exchange:
     ) -> Exchange:
         """For a stage that is the first, or the last, or both, or neither; and so many un-retired steps at most."""
         shape = (NUM_LINK_BUFFERS, limits.max_num_batched_tokens, limits.hidden_size)
-        messages = (MAX_RETURNS, limits.max_num_seqs)
+        messages = (max_unretired + 1, limits.max_num_seqs)  # see Mirror
         tokens = (max(NUM_SAMPLED, max_unretired + 1), limits.max_num_seqs)
         keeps = last and device.type == "cuda"
         return cls(

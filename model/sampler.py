@@ -1,7 +1,7 @@
 """The sampler: tokens from logits, on the device, without a wait.
 
 `prepare` runs on the host ahead of the device and turns what the step's rows ask for into a few tensors; `sample` is
-enqueued; `to_result` runs on the thread that waits for the copies. A step whose rows are all greedy and ask for nothing
+enqueued; `to_result` runs on the thread that retires steps. A step whose rows are all greedy and ask for nothing
 costs one argmax.
 
 The order is vLLM's: log-probabilities of the raw logits; logit bias and the ids that min_tokens forbids; repetition,

@@ -130,16 +130,20 @@ class SamplerSink:
         return sampled
 
     def send(self, work: StepWork, computed: Event) -> Event:
-        """Sends the tokens on their own link, and copies to the host what the answer needs and isn't there."""
-        last, link = computed, self.link
+        """Sends the tokens on their own link, and copies to the host what the answer needs and isn't there.
+
+        The step retires without the send, which may wait for its receiver where tokens are under way that nobody asks
+        for: its answer is what makes stage 0 go on.
+        """
+        link = self.link
         if link is not None and len(work.inputs.sample_rows):
-            last = self.device.enqueue(
+            work.tokens_sent = self.device.enqueue(
                 "token_send", lambda: link.send(_tokens(work)), [computed], cause="send_buffer", step=work.inputs.step
             )
             if work.tokens is not None and self.exchange.sampled is not None:
-                self.exchange.sampled.used(work.tokens, last)
+                self.exchange.sampled.used(work.tokens, work.tokens_sent)
         if not self.answers or (work.tokens is not None and work.prompt is None):
-            return last
+            return computed
         return self.device.enqueue("copy", lambda: self._copy(work), [computed], cause="copy", step=work.inputs.step)
 
     def _copy(self, work: StepWork) -> None:
@@ -149,7 +153,9 @@ class SamplerSink:
             work.prompt_scores = work.prompt_scores.to_host()
 
     def result(self, work: StepWork) -> StepResult | None:
-        """Tokens and log-probabilities, from host memory."""
+        """Tokens and log-probabilities, from host memory. Raises what the tokens' send has raised."""
+        if work.tokens_sent is not None and work.tokens_sent.done():
+            work.tokens_sent.wait()
         if not self.answers:
             return None
         plan = work.inputs.plan

@@ -165,7 +165,9 @@ class _StageBuilder:
             model_config.hidden_size,
             self.dtype,
         )
-        self.mirror = Mirror(config.max_num_seqs, self.limits.max_blocks_per_seq, config.block_size)
+        self.mirror = Mirror(
+            config.max_num_seqs, self.limits.max_blocks_per_seq, config.block_size, config.unretired_plans
+        )
         self.exchange = Exchange.of(
             self.limits,
             self.torch_device,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..scheduler.device import Event
 from ..scheduler.mirror import StepInput
 from ..scheduler.plan import Ints
 from .batch import Batch
@@ -27,5 +28,6 @@ class StepWork:
     sampling: SamplingStep | None = None
     tokens: RingPlace | None = None  # [R] where the launcher leaves greedy tokens
     sampled: Sampled | None = None
+    tokens_sent: Event | None = None  # on the last of several stages
     prompt: PromptStep | None = None
     prompt_scores: Scores | None = None

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from .plan import GREEDY, Ints, Registration, Sampling, StepPlan, ints
 
-MAX_RETURNS = 17  # token messages that a step may receive: more than there can be un-retired steps
 _TRUE = np.array([True])
 
 
@@ -83,8 +82,11 @@ class StepInput:
 class Mirror:
     """Slot-addressed state of the sequences that the scheduler has registered."""
 
-    def __init__(self, num_slots: int, max_blocks_per_seq: int, block_size: int) -> None:
+    def __init__(self, num_slots: int, max_blocks_per_seq: int, block_size: int, max_unretired: int = 16) -> None:
+        """`max_unretired` is how many plans there can be without a result."""
+        assert num_slots * max_blocks_per_seq < 1 << 31, "flat places in the table are 32 bit integers"
         self.block_size = block_size
+        self._max_unretired = max_unretired
         self.num_computed = np.zeros(num_slots, np.int32)
         self.num_known = np.zeros(num_slots, np.int32)  # registered tokens; later ones live in the FutureMap
         self.num_prompt = np.zeros(num_slots, np.int32)
@@ -198,13 +200,14 @@ class Mirror:
         return tokens
 
     def _due_returns(self, future_slots: Ints) -> list[TokenReturn]:
-        """Messages up to the newest step that one of these slots was sampled in, and those that are too many to wait.
+        """Messages up to the newest step that one of these slots was sampled in, and the oldest of too many.
 
-        The latter bring tokens that nobody has asked for, as of requests that ended, and have been under way for long.
+        The latter bring tokens that nobody asks for, as of requests that have ended. Their steps are retired, so
+        nothing waits for them; but left under way they would fill the link, and then the sender's buffers.
         """
         newest = self.last_sample_step[future_slots].max(initial=-1)
         due: list[TokenReturn] = []
-        while self._unreceived and (self._unreceived[0].step <= newest or len(self._unreceived) >= MAX_RETURNS):
+        while self._unreceived and (self._unreceived[0].step <= newest or len(self._unreceived) > self._max_unretired):
             due.append(self._unreceived.popleft())
         return due
 

@@ -93,18 +93,18 @@ class StageScheduler:
         Called by the thread that submits. Always False where a thread of its own retires.
         """
         polled = self._polled
-        if not polled:
+        if not polled or self.failure is not None:
             return False
         try:
             while polled and polled[0][2].done():
                 self._retire(*polled.popleft())
         except BaseException as error:
-            polled.clear()
             self._fail(error)
+            return False
         return bool(polled)
 
     def close(self) -> None:
-        """Retires what was launched, as far as peers allow, and ends the threads."""
+        """Ends the threads; one that retires first retires what was launched, as far as peers allow."""
         self._launched.put(None)
         self._device.close()
         if self._polled is None:

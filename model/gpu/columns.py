@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...scheduler.mirror import MAX_RETURNS
 from ..launch import StepLimits
 
 Column = TypeVar("Column", NDArray[Any], Tensor)
@@ -94,13 +93,15 @@ class _Pinned:
 class Staging:
     """The place on the device, and pinned buffers of its size."""
 
-    def __init__(self, limits: StepLimits, num_rows: int, padded_tokens: int, device: torch.device) -> None:
-        """`num_rows` is the most that a step has, its padding included."""
+    def __init__(
+        self, limits: StepLimits, num_rows: int, padded_tokens: int, num_returns: int, device: torch.device
+    ) -> None:
+        """`num_rows` is the most that a step has, its padding included; `num_returns` the most messages it takes in."""
         self._device = device
         self._layouts = [
             Layout(num_rows, tokens) for tokens in (padded_tokens, max(padded_tokens, limits.max_num_batched_tokens))
         ]
-        most_changes = 2 * limits.max_num_seqs * (limits.max_blocks_per_seq + MAX_RETURNS)
+        most_changes = 2 * limits.max_num_seqs * (limits.max_blocks_per_seq + num_returns)
         num_words = self._layouts[1].num_words + most_changes // 2 + 1
         self._there = torch.zeros(num_words, dtype=torch.int64, device=device)
         narrow = self._there.view(torch.int32)

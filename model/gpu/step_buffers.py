@@ -36,7 +36,8 @@ class StepBuffers:
         self._embeds, self._samples = module.embed_tokens is not None, module.lm_head is not None
         self._scratch_slot = limits.max_num_seqs
         self._scratch_place = scratch_block * limits.block_size
-        self._staging = Staging(limits, rows, tokens, device)
+        num_returns = len(exchange.returned.buffers) if exchange.returned else 0
+        self._staging = Staging(limits, rows, tokens, num_returns, device)
         self.hidden = torch.zeros(tokens, limits.hidden_size, dtype=limits.dtype, device=device)
         self.sampled = torch.zeros(rows, limits.hidden_size, dtype=limits.dtype, device=device)
         self.ids = torch.zeros(most_tokens, dtype=torch.int64, device=device)

@@ -44,6 +44,19 @@ def test_an_engine_answers_as_transformers_does(tmp_path: Path, settings: dict[s
 
 
 @two_gpus
+def test_tokens_that_nobody_asks_for_hold_nothing_up(tmp_path: Path) -> None:
+    expected = expected_tokens(write_tiny_model(tmp_path, "qwen3"), PROMPTS[:4], LENGTH)
+    common = {"dtype": "float32", "device": "cuda", "block_size": 16, "max_model_len": 128, "max_num_seqs": 32}
+    with LLM(
+        str(tmp_path), skip_tokenizer_init=True, num_kv_blocks=64, pipeline_parallel_size=2, step_timeout_s=15, **common
+    ) as llm:
+        one, more = (SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True) for n in (1, LENGTH))
+        for _ in range(60):  # more messages than a link holds, and than there are buffers to send them from
+            assert [list(each.outputs[0].token_ids) for each in llm.generate(PROMPTS[:1], one)] == [expected[0][:1]]
+        assert [list(each.outputs[0].token_ids) for each in llm.generate(PROMPTS[:4], more)] == expected
+
+
+@two_gpus
 def test_a_small_send_completes_without_its_receiver(tmp_path: Path) -> None:
     store = open_store("127.0.0.1")
     command = [sys.executable, str(Path(__file__).parent / "nccl_end.py"), str(store.port), str(tmp_path / "sent")]

@@ -113,7 +113,7 @@ def test_padding_decodes_read_a_block_of_their_own() -> None:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_columns_travel_together_and_arrive_as_they_were(padded: bool) -> None:
-    staging = Staging(limits(9, 700), 10, 512, torch.device("cpu"))
+    staging = Staging(limits(9, 700), 10, 512, 3, torch.device("cpu"))
     there = staging.padded if padded else staging.whole
     for turn in range(3):
         columns = staging.begin(padded)
@@ -128,7 +128,7 @@ def test_columns_travel_together_and_arrive_as_they_were(padded: bool) -> None:
 
 
 def test_columns_by_row_lie_at_the_same_place_in_both_layouts() -> None:
-    staging = Staging(limits(9, 700), 10, 512, torch.device("cpu"))
+    staging = Staging(limits(9, 700), 10, 512, 3, torch.device("cpu"))
     for name in ("header", "slots", "seq_lens", "query_starts", "sample_offsets", "sample_slots"):
         assert getattr(staging.padded, name).data_ptr() == getattr(staging.whole, name).data_ptr()
     assert (len(staging.padded.token_ids), len(staging.whole.token_ids)) == (512, 700)

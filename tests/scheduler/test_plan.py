@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.scheduler.codec import decode_plan, decode_result, encode_plan, encode_result
-from penstock.scheduler.mirror import MAX_RETURNS, Mirror
+from penstock.scheduler.mirror import Mirror
 from penstock.scheduler.plan import Ints, Logprobs, Registration, Sampling, StepPlan, StepResult, ints
 
 columns = st.lists(st.integers(0, 65535), max_size=40).map(ints)
@@ -107,9 +107,10 @@ def test_token_messages_are_received_up_to_the_newest_that_a_step_needs_and_only
 
 
 def test_tokens_that_nobody_asks_for_are_received_before_too_many_are_under_way() -> None:
-    mirror, received = Mirror(1, 8, block_size=4), list[int]()
+    most_unretired = 5
+    mirror, received = Mirror(1, 8, 4, most_unretired), list[int]()
     most = 0
-    for step in range(3 * MAX_RETURNS):  # requests of one token, one after the other
+    for step in range(20):  # requests of one token, one after the other
         plan = StepPlan(
             step,
             ints([0]),
@@ -122,7 +123,7 @@ def test_tokens_that_nobody_asks_for_are_received_before_too_many_are_under_way(
         due = [r.step for r in mirror.apply(plan).returns]
         received += due
         most = max(most, len(due))
-    assert received == list(range(3 * MAX_RETURNS - MAX_RETURNS))
+    assert received == list(range(20 - most_unretired - 1))
     assert most == 1
 
 
