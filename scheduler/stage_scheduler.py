@@ -70,10 +70,11 @@ class StageScheduler:
         self._device = device
         self._on_result = on_result
         self._on_failure = on_failure
-        self._polled: deque[_Launched] | None = deque() if device.is_polled else None
+        self._polled: deque[_Launched] = deque()  # where the device is polled, else:
         self._launched: SimpleQueue[_Launched | None] = SimpleQueue()
-        self._retirer = threading.Thread(target=self._retire_all, name="retire", daemon=True)
-        if self._polled is None:
+        self._retirer: threading.Thread | None = None
+        if not device.is_polled:
+            self._retirer = threading.Thread(target=self._retire_all, name="retire", daemon=True)
             self._retirer.start()
 
     def submit(self, plan: StepPlan) -> None:
@@ -107,7 +108,7 @@ class StageScheduler:
         """Ends the threads; one that retires first retires what was launched, as far as peers allow."""
         self._launched.put(None)
         self._device.close()
-        if self._polled is None:
+        if self._retirer is not None:
             self._retirer.join(timeout=1.0)
 
     def _launch(self, inputs: StepInput) -> None:
@@ -115,7 +116,11 @@ class StageScheduler:
         received = self._stage.receive(work)
         computed = self._stage.compute(work, received)
         sent = self._stage.send(work, computed)
-        (self._launched.put if self._polled is None else self._polled.append)((inputs.step, work, sent))
+        launched = (inputs.step, work, sent)
+        if self._retirer is None:
+            self._polled.append(launched)
+        else:
+            self._launched.put(launched)
 
     def _retire_all(self) -> None:
         try:

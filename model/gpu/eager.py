@@ -42,18 +42,18 @@ class EagerLauncher:
         self._module = module
         self._device = device
         self._exchange = exchange
+        self._embeds, self._samples = module.embed_tokens is not None, module.lm_head is not None
         self._buckets = Buckets(limits, mixed=module.pads_chunks)
         self._buffers = StepBuffers(module, limits, scratch_block, exchange, device)
         self._ends, self._whole_ends = (self._make_ends(self._buffers.places(padded)) for padded in (True, False))
         self._largest = largest_of(device)
-        self._embeds, self._samples = module.embed_tokens is not None, module.lm_head is not None
         self._out = torch.zeros_like(self._buffers.hidden if self._samples else self._buffers.hidden[:0])
 
     def _make_ends(self, places: Places) -> StepEnds:
         from .ends import Ends  # Triton is only where GPUs are
 
         takes_tokens = self._exchange.returned is not None
-        return Ends(places, self._buffers.limits.block_size, self._module.embed_tokens is not None, takes_tokens)
+        return Ends(places, self._buffers.limits.block_size, self._embeds, takes_tokens)
 
     def prepare(self, work: StepWork) -> None:
         """Nothing: the mirror's arrays are the step's own."""

@@ -33,7 +33,7 @@ class OnCpu(EagerLauncher):
 
     def _make_ends(self, places: Places) -> TorchEnds:
         takes_tokens = self._exchange.returned is not None
-        return TorchEnds(places, self._buffers.limits.block_size, self._module.embed_tokens is not None, takes_tokens)
+        return TorchEnds(places, self._buffers.limits.block_size, self._embeds, takes_tokens)
 
 
 class Replay:
