@@ -78,6 +78,9 @@ class SamplingStep:
         return not (self.edits or self.penalties or self.grammar or self.draws or self.scores)
 
 
+_GREEDY_STEP = SamplingStep()
+
+
 @dataclass(slots=True)
 class Sampled:
     """The tokens of one step, in the order of the rows that sample."""
@@ -107,13 +110,16 @@ class Sampler:
 
     def prepare(self, inputs: StepInput, mirror: Mirror) -> SamplingStep:
         """What the step needs. On the host, once for every step and before the mirror applies the next plan."""
-        slots = inputs.slots[inputs.sample_rows]
-        for slot in self._table.refresh(slots, mirror):
-            self._penalties.register(slot, mirror.sampling[slot], mirror)
-            self.grammars.register(slot, mirror.sampling[slot], mirror)
+        slots = inputs.sample_slots
+        if not inputs.is_steady:  # else every row has sampled before
+            for slot in self._table.refresh(slots, mirror):
+                self._penalties.register(slot, mirror.sampling[slot], mirror)
+                self.grammars.register(slot, mirror.sampling[slot], mirror)
+        if not self._table.asking:
+            return _GREEDY_STEP
         flags = self._table.flags[slots]
         if not flags.any():
-            return SamplingStep()
+            return _GREEDY_STEP
         positions = inputs.seq_lens[inputs.sample_rows]  # of the tokens to be sampled
         num_generated = positions - mirror.num_prompt[slots]
         asking = {flag: np.flatnonzero(flags & flag) for flag in (RANDOM, EDITS, PENALTIES, GRAMMAR, LOGPROBS)}

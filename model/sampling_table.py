@@ -41,6 +41,7 @@ class SamplingTable:
         self.seeds = np.zeros(num_slots, np.uint64)
         self.num_logprobs = np.full(num_slots, -1, np.int32)
         self.edits: dict[int, LogitEdits] = {}
+        self.asking = set[int]()  # slots with a flag
 
     def refresh(self, slots: Ints, mirror: Mirror) -> list[int]:
         """Reads the settings of those slots that have a new owner, and returns them."""
@@ -62,6 +63,7 @@ class SamplingTable:
             | LOGPROBS * (s.num_logprobs >= 0)
             | GRAMMAR * bool(s.grammar)
         )
+        (self.asking.add if self.flags[slot] else self.asking.discard)(slot)
         self.num_logprobs[slot] = s.num_logprobs
         self.seeds[slot] = s.seed & _SEED_MASK
         self.kinds[slot] = draw_kind(s.top_k, s.top_p, self._vocab_size)

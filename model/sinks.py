@@ -28,8 +28,8 @@ class Sink(Protocol):
         """Host part; returns what the compute must wait for."""
         ...
 
-    def compute(self, work: StepWork, layers: Event) -> Event:
-        """Enqueues the sink's own share of the compute, if any, behind the layers; the event of the last piece."""
+    def compute(self, work: StepWork) -> None:
+        """The sink's own share of the compute, if any: called on the compute lane, right behind the layers."""
         ...
 
     def send(self, work: StepWork, computed: Event) -> Event:
@@ -54,9 +54,8 @@ class LinkSink:
         work.outgoing, sent = self._buffers.take(work.inputs.total_tokens)
         return sent
 
-    def compute(self, work: StepWork, layers: Event) -> Event:
+    def compute(self, work: StepWork) -> None:
         """The layers' launcher has filled the buffer."""
-        return layers
 
     def send(self, work: StepWork, computed: Event) -> Event:
         """Enqueues the send behind the compute."""
@@ -100,14 +99,8 @@ class SamplerSink:
         work.tokens, sent = ring.take(num_samples)
         return sent
 
-    def compute(self, work: StepWork, layers: Event) -> Event:
-        """Enqueues the head and the sampler, apart from the layers."""
-        return self.device.enqueue(
-            "compute", lambda: self._sample(work), [layers], cause="sample", step=work.inputs.step
-        )
-
-    @torch.inference_mode()
-    def _sample(self, work: StepWork) -> None:
+    def compute(self, work: StepWork) -> None:
+        """The head and the sampler."""
         if work.prompt is not None:
             assert work.hidden is not None
             work.prompt_scores = self.prompt_logprobs.score(work.hidden, work.prompt, self.module.logits)
@@ -122,7 +115,7 @@ class SamplerSink:
             place, host = work.tokens, self.exchange.host_sampled
             assert place is not None
             assert host is not None
-            return Sampled(host[place.turn, : len(place.buffer)])
+            return Sampled(host[place.turn, : place.length])
         work.tokens = None
         compute_logits = self.module.order if sampling.is_greedy else self.module.logits
         sampled = self.sampler.sample(compute_logits(self.launcher.rows(work)), sampling)

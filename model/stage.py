@@ -66,15 +66,16 @@ class PipelineStage:
         return [*self._source.receive(work), *self._sink.prepare(work)]
 
     def compute(self, work: StepWork, after: Sequence[Event]) -> Event:
-        """Enqueues the layers, then what the sink computes."""
+        """Enqueues the layers and what the sink computes."""
 
         def run() -> None:
             with torch.inference_mode():
                 self._launcher.run(work)
+                self._sink.compute(work)
 
-        layers = self._device.enqueue("compute", run, after, cause="compute", step=work.inputs.step)
-        self._source.consumed(work, layers)
-        return self._sink.compute(work, layers)
+        computed = self._device.enqueue("compute", run, after, cause="compute", step=work.inputs.step)
+        self._source.consumed(work, computed)
+        return computed
 
     def send(self, work: StepWork, computed: Event) -> Event:
         """Enqueues what leaves the stage."""

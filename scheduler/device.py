@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 Lane = Literal["compute", "receive", "send", "token_receive", "token_send", "copy"]
-Cause = Literal["plan", "activations", "tokens", "send_buffer", "compute", "sample", "copy"]
+Cause = Literal["plan", "activations", "tokens", "send_buffer", "compute", "copy"]
 
 
 class Event(Protocol):

@@ -36,7 +36,6 @@ class StepInput:
     seq_lens: Ints  # [S] starts + num_tokens: keys that the row's last token attends to
     query_starts: Ints  # [S + 1] offsets of the rows in the step's tokens
     positions: Ints  # [T]
-    cache_slots: Ints  # [T] where each token's key and value go: block id * block size + offset
     token_ids: Ints  # [T] known tokens; ~slot where the FutureMap has it
     sample_rows: Ints  # [R] rows that sample a token
     tables: NDArray[np.int32]  # [slots, most blocks] the mirror's own
@@ -64,9 +63,16 @@ class StepInput:
 
     @property
     def block_table(self) -> NDArray[np.int32]:
-        """[S, most blocks of a row] anything beyond a row's own; before the mirror applies the next plan."""
+        """[S, most blocks of a row] anything beyond a row's own. Asked for before the mirror applies the next plan."""
         longest = int(self.seq_lens.max(initial=1))
         return self.tables[self.slots, : -(-longest // self.block_size)]
+
+    @property
+    def cache_slots(self) -> Ints:
+        """[T] where each token's key and value go, block id * block size + offset; as long as `block_table`."""
+        rows = self.slots if self.all_decode else np.repeat(self.slots, self.num_tokens)
+        blocks = self.tables[rows, self.positions // self.block_size]
+        return blocks * self.block_size + self.positions % self.block_size
 
     @property
     def sample_offsets(self) -> Ints:
@@ -96,6 +102,7 @@ class Mirror:
         self.generation = np.full(num_slots, -1, np.int32)  # -1: nobody's
         self.last_sample_step = np.full(num_slots, -1, np.int64)
         self.token_ids: list[Ints | None] = [None] * num_slots
+        self._reading = set[int]()  # slots with known tokens to be computed
         self.sampling: list[Sampling] = [GREEDY] * num_slots
         self._counting = ints(range(num_slots + 1))  # steps share it
         self._unreceived: deque[TokenReturn] = deque()
@@ -115,6 +122,7 @@ class Mirror:
         assert self.generation[slot] >= 0, f"slot {slot} released while free"
         self.generation[slot] = -1
         self.token_ids[slot] = None
+        self._reading.discard(slot)
 
     def _register(self, r: Registration) -> None:
         assert self.generation[r.slot] < 0, f"slot {r.slot} registered while taken"
@@ -125,6 +133,8 @@ class Mirror:
         self.num_blocks[r.slot] = 0
         self.last_sample_step[r.slot] = -1
         self.token_ids[r.slot] = r.token_ids
+        if r.num_computed_tokens < len(r.token_ids):
+            self._reading.add(r.slot)
         self.sampling[r.slot] = r.sampling
 
     def _grant_blocks(self, slots: Ints, block_ids: Ints) -> Ints:
@@ -148,18 +158,19 @@ class Mirror:
         slots, counts = plan.slots, plan.num_tokens
         starts = self.num_computed[slots]
         seq_lens = starts + counts
-        known = self.num_known[slots]
-        is_steady = bool((starts >= known).all())
+        is_steady = not self._reading or self._reading.isdisjoint(slots.tolist())
         if is_steady:
             rows = self._counting[: len(slots) + 1]
-            query_starts, sample_rows, tokens, future_slots = rows, rows[:-1], ~slots, slots
+            query_starts, sample_rows, positions, tokens, future_slots = rows, rows[:-1], starts, ~slots, slots
         else:
+            known = self.num_known[slots]
             query_starts = np.zeros(len(slots) + 1, np.int32)
             np.cumsum(counts, out=query_starts[1:])
             sample_rows = ints(np.flatnonzero(seq_lens >= known))
+            positions = ints(np.arange(query_starts[-1]) + np.repeat(starts - query_starts[:-1], counts))
             tokens = self._tokens(slots, counts, starts, seq_lens, query_starts, known)
             future_slots = slots[starts >= known]
-        positions, cache_slots = self._place(slots, counts, starts, query_starts)
+            self._reading.difference_update(slots[sample_rows].tolist())
         inputs = StepInput(
             plan=plan,
             slots=slots,
@@ -168,7 +179,6 @@ class Mirror:
             seq_lens=seq_lens,
             query_starts=query_starts,
             positions=positions,
-            cache_slots=cache_slots,
             token_ids=tokens,
             sample_rows=sample_rows,
             tables=self.block_table,
@@ -180,15 +190,6 @@ class Mirror:
         self.num_computed[slots] = seq_lens
         self._note_samples(plan.step, slots if is_steady else inputs.sample_slots)
         return inputs
-
-    def _place(self, slots: Ints, counts: Ints, starts: Ints, query_starts: Ints) -> tuple[Ints, Ints]:
-        if query_starts[-1] == len(slots):  # decodes only: one token a row
-            positions, rows = starts, slots
-        else:
-            positions = ints(np.arange(query_starts[-1]) + np.repeat(starts - query_starts[:-1], counts))
-            rows = np.repeat(slots, counts)
-        blocks = self.block_table[rows, positions // self.block_size]
-        return positions, blocks * self.block_size + positions % self.block_size
 
     def _tokens(self, slots: Ints, counts: Ints, starts: Ints, ends: Ints, query_starts: Ints, known: Ints) -> Ints:
         tokens = np.repeat(~slots, counts)

@@ -21,8 +21,9 @@ from ..launch import StepLimits
 Column = TypeVar("Column", NDArray[Any], Tensor)
 
 # What the header says, by index: lengths of the lists behind `changes`, tokens and samples without padding, the first
-# row of the step's link buffers among all of them, and the first place of its sampled tokens.
-CHANGES, RETURNS, TOKENS, SAMPLES, INCOMING, OUTGOING, SAMPLED = range(7)
+# row of the step's link buffers among all of them, the first place of its sampled tokens, and whether every row has
+# one token, from the FutureMap, and samples the next: the device then derives all columns but slots and lengths.
+CHANGES, RETURNS, TOKENS, SAMPLES, INCOMING, OUTGOING, SAMPLED, STEADY = range(8)
 _HEADER = 8
 _ALIGNMENT = 2  # words of 8 bytes: Triton compiles a kernel anew for a pointer that isn't a multiple of 16
 _NUM_PINNED = 6  # copies that may be under way before more are made

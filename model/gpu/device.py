@@ -70,7 +70,7 @@ class _Issued:
     requested_ns: int
     start: torch.cuda.Event
     event: CudaEvent
-    after: list[CudaEvent]
+    after: Sequence[Event]
 
 
 class CudaDevice:
@@ -93,12 +93,11 @@ class CudaDevice:
         requested_ns = now_ns()
         stream = self._streams.get(lane) or self._open(lane)
         event = CudaEvent(cause, self, stream)
-        earlier = [each for each in after if isinstance(each, CudaEvent)]
-        assert len(earlier) == len(after), "events of another device"
-        event.error = next((each.error for each in earlier if each.error is not None), None)
-        if event.error is not None:
-            return event
-        for each in earlier:
+        for each in after:
+            assert isinstance(each, CudaEvent), "an event of another device"
+            if each.error is not None:
+                event.error = each.error
+                return event
             if each.stream is not stream:
                 stream.wait_event(each.end)
         timed = lane == "compute" or self.timeline.keep_spans
@@ -115,7 +114,7 @@ class CudaDevice:
         finally:
             torch.cuda.set_stream(self._outer)
         if start is not None:
-            self._issued.append(_Issued(lane, step, requested_ns, start, event, earlier))
+            self._issued.append(_Issued(lane, step, requested_ns, start, event, after))
         return event
 
     def note_ended(self, event: CudaEvent | None) -> None:
@@ -144,7 +143,8 @@ class CudaDevice:
     def _note_idle(self, issued: _Issued, start_ns: int) -> None:
         """Cuts the time since the last compute by what the work waited for."""
         ends: list[tuple[int, str]] = [(issued.requested_ns, "plan")]
-        ends += sorted((self._clock.ns(each.end), each.cause) for each in issued.after if is_over(each.end))
+        earlier = [each for each in issued.after if isinstance(each, CudaEvent) and is_over(each.end)]
+        ends += sorted((self._clock.ns(each.end), each.cause) for each in earlier)
         at_ns = self._compute_end_ns
         for until_ns, cause in [*ends, (start_ns, "launch")]:
             until_ns = min(until_ns, start_ns)

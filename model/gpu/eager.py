@@ -66,7 +66,7 @@ class EagerLauncher:
             self._run_whole(work)
             return
         self._run_padded(shape)
-        if self._samples:
+        if work.prompt is not None:
             work.hidden = self._out[: work.inputs.total_tokens]
 
     def rows(self, work: StepWork) -> Tensor:

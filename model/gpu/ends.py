@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, TOKENS, Places
+from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, STEADY, TOKENS, Places
 
 _PROGRAMS, _BLOCK = 8, 128  # of what comes as lists
 _WIDE = 1024  # elements of a hidden state at a time
 _CHANGES, _RETURNS, _TOKENS = tl.constexpr(CHANGES), tl.constexpr(RETURNS), tl.constexpr(TOKENS)
 _INCOMING, _OUTGOING = tl.constexpr(INCOMING), tl.constexpr(OUTGOING)
-_SAMPLES, _SAMPLED = tl.constexpr(SAMPLES), tl.constexpr(SAMPLED)
+_SAMPLES, _SAMPLED, _STEADY = tl.constexpr(SAMPLES), tl.constexpr(SAMPLED), tl.constexpr(STEADY)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -45,25 +45,40 @@ def _take_in(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["num_rows", "num_tokens"])  # type: ignore[untyped-decorator]
 def _gather(  # type: ignore[no-untyped-def]
-    header, slots, seq_lens, token_ids, tables, block_tables, future, ids, incoming, hidden,
-    num_rows, num_tokens, width, size,
+    header, slots, seq_lens, token_ids, positions, cache_slots, sample_offsets, sample_slots,
+    tables, block_tables, future, ids, incoming, hidden, num_rows, num_tokens, width, size,
     EMBEDS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """A row's block table, as far as it is used, and a token's id or hidden state."""
+    """A row's block table, as far as it is used, and a token's id or hidden state.
+
+    In steady decode also what else follows from the row's slot and length.
+    """
     i = tl.program_id(0).to(tl.int64)
+    count = tl.load(header + _TOKENS)
+    is_steady = tl.load(header + _STEADY) != 0
     if i < num_rows:
         table = tables + tl.load(slots + i).to(tl.int64) * width
         used = tl.minimum(tl.cdiv(tl.load(seq_lens + i), BLOCK_SIZE), width)
         for start in range(0, used, BLOCK):
             at = start + tl.arange(0, BLOCK)
             tl.store(block_tables + i * width + at, tl.load(table + at, mask=at < used, other=0), mask=at < used)
+        if is_steady:
+            slot, position = tl.load(slots + i), tl.load(seq_lens + i).to(tl.int64) - 1
+            block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
+            tl.store(positions + i, position)
+            tl.store(cache_slots + i, block * BLOCK_SIZE + position % BLOCK_SIZE)
+            tl.store(sample_offsets + i, i.to(tl.int32))
+            tl.store(sample_slots + i, slot)
     if EMBEDS:
         if i < num_tokens:
-            token = tl.load(token_ids + i).to(tl.int64)
+            if is_steady:
+                token = -1 - tl.load(slots + i, mask=i < count, other=-1).to(tl.int64)
+            else:
+                token = tl.load(token_ids + i).to(tl.int64)
             newest = tl.load(future + tl.maximum(-1 - token, 0))
             tl.store(ids + i, tl.where(token < 0, newest, token))
     else:
-        if i < tl.minimum(num_tokens, tl.load(header + _TOKENS)):
+        if i < tl.minimum(num_tokens, count):
             source = incoming + (tl.load(header + _INCOMING) + i) * size
             for start in range(0, size, WIDE):
                 at = start + tl.arange(0, WIDE)
@@ -119,7 +134,7 @@ class Ends:
         )
 
     def gather(self, num_rows: int, num_tokens: int) -> None:
-        """The rows' block tables, and the tokens' ids, or the hidden states that have come in."""
+        """The rows' block tables, and the tokens' ids, or the hidden states that have come in; see `columns.STEADY`."""
         at = self._places
         columns = at.columns
         _gather[(max(num_rows, num_tokens),)](
@@ -127,6 +142,10 @@ class Ends:
             columns.slots,
             columns.seq_lens,
             columns.token_ids,
+            columns.positions,
+            columns.cache_slots,
+            columns.sample_offsets,
+            columns.sample_slots,
             at.tables,
             at.block_tables,
             at.future,

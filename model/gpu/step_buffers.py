@@ -21,7 +21,7 @@ from ..exchange import Exchange
 from ..launch import StepLimits
 from ..work import StepWork
 from .buckets import StepShape, most_padded_tokens
-from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, TOKENS, Columns, Places, Staging
+from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, STEADY, TOKENS, Columns, Places, Staging
 
 
 class StepBuffers:
@@ -70,20 +70,27 @@ class StepBuffers:
         """Enqueues the copy of the step's host arrays, padded to the shape."""
         inputs, columns = work.inputs, self._staging.begin(shape is not None)
         rows = inputs.num_rows if shape is None else shape.num_rows
+        is_derived = shape is not None and inputs.is_steady
         self._put_rows(columns, inputs, shape, rows)
-        self._put_tokens(columns, inputs, inputs.total_tokens if shape is None else shape.num_tokens)
-        header, num_samples = columns.header, len(inputs.sample_rows)
-        if self._samples:
+        if not is_derived:
+            self._put_tokens(columns, inputs, inputs.total_tokens if shape is None else shape.num_tokens)
+        if self._samples and not is_derived:
+            num_samples = len(inputs.sample_rows)
             columns.sample_offsets[:num_samples] = inputs.sample_offsets
             columns.sample_offsets[num_samples:rows] = 0
             columns.sample_slots[:num_samples] = inputs.sample_slots
         end = self._put_changes(columns, work)
-        header[TOKENS], header[SAMPLES] = inputs.total_tokens, num_samples
+        self._put_header(columns.header, work, is_derived)
+        self._staging.send(shape is not None, end)
+
+    def _put_header(self, header: NDArray[Any], work: StepWork, is_derived: bool) -> None:
+        """All of it but what `_put_changes` puts."""
         most_tokens = self.limits.max_num_batched_tokens
+        header[TOKENS], header[SAMPLES] = work.inputs.total_tokens, len(work.inputs.sample_rows)
         header[INCOMING] = work.incoming.turn * most_tokens if work.incoming else 0
         header[OUTGOING] = work.outgoing.turn * most_tokens if work.outgoing else 0
         header[SAMPLED] = work.tokens.turn * self.limits.max_num_seqs if work.tokens else 0
-        self._staging.send(shape is not None, end)
+        header[STEADY] = is_derived
 
     def _put_rows(
         self, columns: Columns[NDArray[Any]], inputs: StepInput, shape: StepShape | None, padded_rows: int
@@ -93,14 +100,13 @@ class StepBuffers:
         columns.seq_lens[:rows] = inputs.seq_lens
         if shape is None or not shape.all_decode:
             columns.query_starts[: rows + 1] = inputs.query_starts
-        if shape is None:
+        if shape is None or rows == padded_rows:
             return
         columns.slots[rows:padded_rows] = self._scratch_slot
         columns.seq_lens[rows:padded_rows] = int(shape.all_decode)
         if not shape.all_decode:
             columns.query_starts[rows + 1 : padded_rows + 1] = shape.num_tokens
-            if tokens < shape.num_tokens:
-                columns.seq_lens[rows] = shape.num_tokens - tokens
+            columns.seq_lens[rows] = shape.num_tokens - tokens  # one more prompt
 
     def _put_tokens(self, columns: Columns[NDArray[Any]], inputs: StepInput, padded_tokens: int) -> None:
         tokens = inputs.total_tokens

@@ -37,10 +37,10 @@ def main() -> None:
     for pid, name in rows.items():
         steps = steps_of(events, pid)
         order = sorted(steps)
-        print(f"{name}: {len(order)} steps; ms, median / mean / p99 of layers, of what follows, of waits, of the host")
+        print(f"{name}: {len(order)} steps; ms, median / mean / p99 of compute, of waits, of the host")
         for part in np.array_split(order, 10):
             columns = []
-            for kind in ("compute", "sample", "wait", "host"):
+            for kind in ("compute", "wait", "host"):
                 values = [steps[int(step)][kind] for step in part]
                 columns.append(f"{np.median(values):7.3f} {np.mean(values):7.3f} {np.percentile(values, 99):7.3f}")
             print(f"  steps {part[0]:5} to {part[-1]:5}: {' | '.join(columns)}")

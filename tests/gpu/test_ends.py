@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.model.gpu.columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, TOKENS, Columns, Places
+from penstock.model.gpu.columns import (
+    CHANGES,
+    INCOMING,
+    OUTGOING,
+    RETURNS,
+    SAMPLED,
+    SAMPLES,
+    STEADY,
+    TOKENS,
+    Columns,
+    Places,
+)
 
 from ..model.torch_ends import TorchEnds
 
@@ -62,6 +73,28 @@ def drawn(rows: int, tokens: int, changes: int, returns: int, generator: torch.G
         sampled=torch.zeros(MOST, dtype=torch.int64, device="cuda"),
         host_sampled=torch.zeros(MOST, dtype=torch.int64, pin_memory=True),
     )
+
+
+@pytest.mark.parametrize("embeds", [True, False])
+@pytest.mark.parametrize("rows", [1, 64, 130])
+def test_steady_decodes_need_slots_and_lengths_alone(rows: int, embeds: bool) -> None:
+    from penstock.model.gpu.ends import Ends
+
+    generator = torch.Generator("cuda").manual_seed(rows)
+    ours = drawn(rows, rows, 7, 5, generator)
+    ours.columns.header[STEADY] = 1
+    ours.columns.seq_lens.clamp_(1, WIDTH * BLOCK_SIZE)
+    columns = [field.name for field in fields(Columns)]
+    copies = {name: getattr(ours, name).clone() for name in ("block_tables", "ids", "hidden")}
+    copied = Columns(**{name: getattr(ours.columns, name).clone() for name in columns})
+    expected = replace(ours, columns=copied, **copies)
+    for ends in (Ends(ours, BLOCK_SIZE, embeds, embeds), TorchEnds(expected, BLOCK_SIZE, embeds, embeds)):
+        ends.gather(rows, rows)
+    torch.cuda.synchronize()
+    for name in copies:
+        assert torch.equal(getattr(ours, name), getattr(expected, name)), name
+    for name in ("positions", "cache_slots", "sample_offsets", "sample_slots"):
+        assert torch.equal(getattr(ours.columns, name), getattr(copied, name)), name
 
 
 @pytest.mark.parametrize("embeds", [True, False])

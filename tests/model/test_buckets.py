@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,14 +14,14 @@ from torch import Tensor
 from penstock.model.batch import Batch
 from penstock.model.decoder import StageModule
 from penstock.model.exchange import Exchange
-from penstock.model.gpu.buckets import MAX_ROWS, MAX_TOKENS, Buckets
+from penstock.model.gpu.buckets import MAX_ROWS, MAX_TOKENS, Buckets, StepShape
 from penstock.model.gpu.columns import Columns, Staging
 from penstock.model.gpu.step_buffers import StepBuffers
 from penstock.model.gpu.trial import step_of
 from penstock.model.launch import StepLimits
 from penstock.model.work import StepWork
-from penstock.scheduler.mirror import StepInput
-from penstock.scheduler.plan import ints
+from penstock.scheduler.mirror import Mirror, StepInput
+from penstock.scheduler.plan import Registration, StepPlan, ints
 
 from .torch_ends import TorchEnds
 
@@ -100,6 +100,34 @@ def test_a_step_that_fills_its_shape_has_no_padding_row() -> None:
     batch = arrived([1, 31])
     assert batch.seq_lens.tolist() == [1, 31] + [0] * (batch.num_rows - 2)
     assert set(batch.query_starts[2:].tolist()) == {32}
+
+
+def test_steady_decodes_arrive_as_those_whose_columns_are_put() -> None:
+    mirror, device = Mirror(9, 6, BLOCK_SIZE), torch.device("cpu")
+    prompts = [Registration(slot, 0, 0, 15, ints(range(15))) for slot in range(9)]
+    blocks = ints([slot for slot in range(9) for _ in range(2)])
+    first = StepPlan(0, ints(range(9)), ints([15] * 9), registrations=prompts, block_slots=blocks, block_ids=blocks + 3)
+    mirror.apply(first)
+    exchange = Exchange.of(limits(), device, first=True, last=True)
+    assert exchange.future_map is not None
+    exchange.future_map.tokens[:] = torch.arange(len(exchange.future_map.tokens)) + 70
+    shape, found = StepShape(16, 16, all_decode=True), []
+    for step, slots in enumerate((ints([7, 2, 5]), ints([7, 2, 5]), ints([8, 1])), start=1):
+        inputs = mirror.apply(StepPlan(step, slots, ints([1] * len(slots))))
+        assert inputs.is_steady
+        batches = []
+        for is_steady in (True, False):
+            buffers = StepBuffers(cast(StageModule, OneStage), limits(), SCRATCH, exchange, device)
+            buffers._tables[:9, :6] = torch.from_numpy(mirror.block_table)
+            buffers.put(StepWork(replace(inputs, is_steady=is_steady)), shape)
+            TorchEnds(buffers.places(padded=True), BLOCK_SIZE, embeds=True, takes_tokens=False).gather(16, 16)
+            batches.append(buffers.batch(shape))
+            found.append(buffers.sample_offsets(len(slots)).tolist())
+        derived, put = batches
+        for name in ("token_ids", "positions", "cache_slots", "seq_lens", "block_table", "query_starts"):
+            assert torch.equal(getattr(derived, name), getattr(put, name)), name
+        assert derived.token_ids[: len(slots)].tolist() == (slots + 70).tolist()
+    assert found == [[0, 1, 2]] * 4 + [[0, 1]] * 2
 
 
 def test_padding_decodes_read_a_block_of_their_own() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from penstock.model.gpu.columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, TOKENS, Places
+from penstock.model.gpu.columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, STEADY, TOKENS, Places
 
 
 class TorchEnds:
@@ -29,6 +30,8 @@ class TorchEnds:
         for row in range(num_rows):
             used = min(-(-int(at.columns.seq_lens[row]) // self._block_size), at.tables.shape[1])
             at.block_tables[row, :used] = at.tables[at.columns.slots[row], :used]
+        if at.columns.header[STEADY]:
+            self._derive(num_rows)
         if self._embeds:
             token_ids = at.columns.token_ids[:num_tokens].long()
             at.ids[:num_tokens] = token_ids
@@ -37,6 +40,19 @@ class TorchEnds:
         else:
             start, count = int(at.columns.header[INCOMING]), min(num_tokens, int(at.columns.header[TOKENS]))
             at.hidden[:count] = at.incoming[start : start + count]
+
+    def _derive(self, num_rows: int) -> None:
+        at, columns, count = self._places, self._places.columns, int(self._places.columns.header[TOKENS])
+        slots = columns.slots[:num_rows].long()
+        positions = columns.seq_lens[:num_rows].long() - 1
+        blocks = at.tables[slots, positions // self._block_size].long()
+        columns.positions[:num_rows] = positions
+        columns.cache_slots[:num_rows] = blocks * self._block_size + positions % self._block_size
+        columns.sample_offsets[:num_rows] = torch.arange(num_rows)
+        columns.sample_slots[:num_rows] = slots.int()
+        if self._embeds:
+            columns.token_ids[:count] = ~slots[:count].int()
+            columns.token_ids[count:num_rows] = 0
 
     def hand_on(self, hidden: Tensor) -> None:
         at = self._places
