@@ -70,7 +70,7 @@ class StepBuffers:
         """Enqueues the copy of the step's host arrays, padded to the shape."""
         inputs, columns = work.inputs, self._staging.begin(shape is not None)
         rows = inputs.num_rows if shape is None else shape.num_rows
-        is_derived = shape is not None and inputs.is_steady
+        is_derived = shape is not None and shape.all_decode and inputs.is_steady
         self._put_rows(columns, inputs, shape, rows)
         if not is_derived:
             self._put_tokens(columns, inputs, inputs.total_tokens if shape is None else shape.num_tokens)

@@ -130,6 +130,21 @@ def test_steady_decodes_arrive_as_those_whose_columns_are_put() -> None:
     assert found == [[0, 1, 2]] * 4 + [[0, 1]] * 2
 
 
+@pytest.mark.parametrize("shape", [StepShape(16, 16, all_decode=True), StepShape(64, 65, all_decode=False)])
+def test_a_cleared_step_is_padding_throughout(shape: StepShape) -> None:
+    device = torch.device("cpu")
+    exchange = Exchange.of(limits(), device, first=True, last=True)
+    buffers = StepBuffers(cast(StageModule, OneStage), limits(), SCRATCH, exchange, device)
+    buffers.clear(shape)
+    TorchEnds(buffers.places(padded=True), BLOCK_SIZE, embeds=True, takes_tokens=False).gather(
+        shape.num_rows, shape.num_tokens
+    )
+    batch = buffers.batch(shape)
+    assert set(batch.positions.tolist()) == {0}
+    assert set(batch.cache_slots.tolist()) == {SCRATCH * BLOCK_SIZE}
+    assert batch.query_starts[-1] == shape.num_tokens
+
+
 def test_padding_decodes_read_a_block_of_their_own() -> None:
     batch = arrived([1] * 9)
     assert (batch.num_rows, batch.all_decode) == (16, True)
