@@ -98,7 +98,6 @@ class Staging:
         self, limits: StepLimits, num_rows: int, padded_tokens: int, num_returns: int, device: torch.device
     ) -> None:
         """`num_rows` is the most that a step has, its padding included; `num_returns` the most messages it takes in."""
-        self._device = device
         self._layouts = [
             Layout(num_rows, tokens) for tokens in (padded_tokens, max(padded_tokens, limits.max_num_batched_tokens))
         ]
@@ -124,12 +123,12 @@ class Staging:
         filling = self._filling
         end = self._layouts[0 if padded else 1].num_words + (num_changes + 1) // 2
         self._there[:end].copy_(filling.memory[:end], non_blocking=True)
-        if self._device.type == "cuda":
+        if self._there.is_cuda:
             filling.copied = filling.copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
-            filling.copied.record()
+            filling.copied.record(torch.cuda.current_stream(self._there.get_device()))
         self._free.append(filling)
 
     def _pin(self) -> _Pinned:
-        memory = torch.zeros_like(self._there, device="cpu", pin_memory=self._device.type == "cuda")
+        memory = torch.zeros_like(self._there, device="cpu", pin_memory=self._there.is_cuda)
         words = memory.numpy()
         return _Pinned(memory, [layout.over(words, words.view(np.int32)) for layout in self._layouts])

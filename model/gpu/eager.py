@@ -66,7 +66,7 @@ class EagerLauncher:
             self._run_whole(work)
             return
         self._run_padded(shape)
-        if work.prompt is not None:
+        if self._samples:
             work.hidden = self._out[: work.inputs.total_tokens]
 
     def rows(self, work: StepWork) -> Tensor:
