@@ -1,14 +1,14 @@
-"""Ways for tensors: two-rank process groups between ranks of different processes, queues between threads of one.
+"""Ways for tensors: between ranks of different processes over gloo or NCCL, and queues between threads of one.
 
-Every edge is a process group of its own, made from a store that lives outside the stages, under `epoch/edge`, with no
-world group: a survivor can rebuild an edge by naming the next epoch. gloo or NCCL is chosen in `_backend` alone.
+Every edge is made by itself from a store that lives outside the stages, under `epoch/edge`, with no world group: a
+survivor can rebuild an edge by naming the next epoch. gloo or NCCL is chosen in `LinkRoom` alone.
 A gloo wait has no time-out, since one that runs out closes the pair for good: who is dead is decided by heartbeats.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from queue import SimpleQueue
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch._C._distributed_c10d import Backend, PrefixStore, ProcessGroupGloo, Store, TCPStore
 
+from ..scheduler.device import Link
 from .engine_spec import StoreAddress
 
 _NO_TIMEOUT = timedelta(days=365)
@@ -41,22 +42,20 @@ class LinkRoom:
 
     def group(self, edge: str, rank: int, size: int) -> Backend:
         """A process group; waits for its other ranks, and raises when they don't come within the room's time-out."""
-        store = PrefixStore(f"{self._epoch}/{edge}", self._store)
-        store.set(f"here{rank}", "")  # met before the group is made, since a group's time-out would be its waits' too
-        store.wait([f"here{other}" for other in range(size)])
-        return _backend(self._device, store, rank, size, self._host)
+        store = self._meet(edge, rank, size)
+        if self._device == "cuda":
+            from .nccl import nccl_group
 
-    def sending(self, edge: str) -> GroupLink:
+            return nccl_group(store, rank, size, _NO_TIMEOUT)
+        return _gloo_group(store, rank, size, self._host)
+
+    def sending(self, edge: str) -> Link:
         """The end of an edge that sends."""
-        link = GroupLink(self.group(edge, 0, 2))
-        self._warm(link.send)
-        return link
+        return self._link(edge, sends=True)
 
-    def receiving(self, edge: str) -> GroupLink:
+    def receiving(self, edge: str) -> Link:
         """The end of an edge that receives."""
-        link = GroupLink(self.group(edge, 1, 2))
-        self._warm(link.receive)
-        return link
+        return self._link(edge, sends=False)
 
     def least(self, what: str, number: int, who: str, everybody: Sequence[str]) -> int:
         """The smallest of the numbers that everybody names under `what`; waits for them all."""
@@ -65,38 +64,42 @@ class LinkRoom:
         store.wait(list(everybody))
         return min(int(store.get(other)) for other in everybody)
 
-    def _warm(self, use: Callable[[torch.Tensor], None]) -> None:
-        """NCCL makes a communicator when it is first used: before the stage is ready, and by both ends at once."""
+    def _link(self, edge: str, sends: bool) -> Link:
+        rank = 0 if sends else 1
         if self._device == "cuda":
-            use(torch.zeros(1, device="cuda"))
-            torch.cuda.synchronize()
+            from .nccl import NcclLink
+
+            return NcclLink(self._meet(edge, rank, 2), sends)
+        return GroupLink(self.group(edge, rank, 2))
+
+    def _meet(self, edge: str, rank: int, size: int) -> Store:
+        """The edge's own store, once all of its ranks are there: the time-out of what is made then is not for that."""
+        store = PrefixStore(f"{self._epoch}/{edge}", self._store)
+        store.set(f"here{rank}", "")
+        store.wait([f"here{other}" for other in range(size)])
+        return store
 
 
 class GroupLink:
-    """One direction over a two-rank group: rank 0 sends, rank 1 receives."""
+    """One direction over a two-rank gloo group: rank 0 sends, rank 1 receives."""
 
     def __init__(self, group: Backend) -> None:
         self._group = group
 
     def send(self, tensor: torch.Tensor) -> None:
-        """Sends to the other rank; gloo: back when the buffer may be reused, NCCL: when the send is enqueued."""
+        """Sends to the other rank; back when the buffer may be reused."""
         self._group.send([tensor], 1, 0).wait()  # type: ignore[attr-defined]
 
     def receive(self, buffer: torch.Tensor) -> None:
-        """Receives from the other rank; gloo: back when the data is there, NCCL: when the receive is enqueued."""
+        """Receives from the other rank; back when the data is there."""
         self._group.recv([buffer], 0, 0).wait()  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Gives the group up. A gloo wait in another thread ends only with the other process; then it raises."""
+        """Gives the group up. A wait in another thread ends only with the other process; then it raises."""
         self._group.abort()
 
 
-def _backend(device: str, store: Store, rank: int, size: int, host: str) -> Backend:
-    """The one place that chooses between NCCL and gloo."""
-    if device == "cuda":
-        from .nccl import nccl_group
-
-        return nccl_group(store, rank, size, _NO_TIMEOUT)
+def _gloo_group(store: Store, rank: int, size: int, host: str) -> Backend:
     options: Any = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # the stub says Options
     options._devices = [ProcessGroupGloo.create_device(hostname=host)]
     options._timeout = _NO_TIMEOUT

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from penstock.actors.engine_spec import StoreAddress
-from penstock.actors.links import GroupLink, LinkClosedError, LinkRoom, ThreadLink, open_store
+from penstock.actors.links import LinkClosedError, LinkRoom, ThreadLink, open_store
 from penstock.actors.ports import RankPosition, open_ports
 from penstock.model.stage import StagePorts
 from penstock.scheduler.device import Link
@@ -19,7 +19,7 @@ from penstock.scheduler.device import Link
 HOST = "127.0.0.1"
 
 
-def gloo_pair() -> tuple[GroupLink, GroupLink]:
+def gloo_pair() -> tuple[Link, Link]:
     store = open_store(HOST)
     address = StoreAddress(HOST, store.port)
     with ThreadPoolExecutor(2) as pool:
@@ -145,7 +145,7 @@ def test_the_next_epoch_makes_new_links_beside_the_old_ones() -> None:
     store = open_store(HOST)
     address = StoreAddress(HOST, store.port)
 
-    def link(epoch: int, sends: bool) -> GroupLink:
+    def link(epoch: int, sends: bool) -> Link:
         room = LinkRoom(address, HOST, "cpu", epoch, 20)
         return room.sending("edge") if sends else room.receiving("edge")
 
