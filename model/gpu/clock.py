@@ -40,10 +40,12 @@ class DeviceClock:
         """When the completed event happened."""
         return self._anchor_ns + int(self._anchor.elapsed_time(event) * 1e6)
 
-    def seen(self, event: torch.cuda.Event, at_ns: int) -> None:
-        """The host found the event completed at this time, having waited for it; moves the anchor now and then."""
+    def seen(self, event: torch.cuda.Event, at_ns: int) -> bool:
+        """The host found the event completed at this time, having waited for it; whether it is the anchor now."""
         event_ns = self.ns(event)
         self._least_lag_ns = min(self._least_lag_ns, at_ns - event_ns)
         if event_ns - self._anchor_ns > _MOVE_AFTER_NS:
             self._anchor, self._anchor_ns = event, event_ns + self._least_lag_ns - _WAKE_NS
             self._least_lag_ns = _NEVER
+            return True
+        return False

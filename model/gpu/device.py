@@ -33,15 +33,16 @@ _MIN_WAIT_NS = 1000
 
 
 class CudaEvent:
-    """Marks the end of a piece of work on a stream."""
+    """Marks the end of a piece of work on a stream. Its event of CUDA's is used again when nobody holds this one."""
 
-    __slots__ = ("_device", "_was_running", "cause", "end", "error", "stream")
+    __slots__ = ("_device", "_was_running", "cause", "end", "error", "is_anchor", "stream")
 
     def __init__(self, cause: Cause, device: CudaDevice, stream: torch.cuda.Stream) -> None:
         self.cause: Cause = cause
         self.stream = stream
-        self.end = timing_event()
+        self.end = device.spare_events.pop() if device.spare_events else timing_event()
         self.error: BaseException | None = None
+        self.is_anchor = False  # of the clock, which then keeps the event
         self._device = device
         self._was_running = False  # when somebody asked before
 
@@ -59,6 +60,10 @@ class CudaEvent:
         if not self.done():
             self.end.synchronize()
         self._device.note_ended(self if self._was_running else None)
+
+    def __del__(self) -> None:
+        if not self.is_anchor:
+            self._device.spare_events.append(self.end)
 
 
 @dataclass(slots=True)
@@ -80,6 +85,7 @@ class CudaDevice:
 
     def __init__(self, timeline: Timeline | None = None) -> None:
         self.timeline = timeline or Timeline()
+        self.spare_events: list[torch.cuda.Event] = []
         self._streams: dict[Lane, torch.cuda.Stream] = {}
         self._issued: deque[_Issued] = deque()
         self._outer = torch.cuda.default_stream()  # of the thread that enqueues
@@ -101,7 +107,9 @@ class CudaDevice:
             if each.stream is not stream:
                 stream.wait_event(each.end)
         timed = lane == "compute" or self.timeline.keep_spans
-        start = timing_event() if timed else None
+        start = None
+        if timed:
+            start = self.spare_events.pop() if self.spare_events else timing_event()
         torch.cuda.set_stream(stream)  # a context manager around this costs a step 0.1 ms
         try:
             if start is not None:
@@ -120,7 +128,7 @@ class CudaDevice:
     def note_ended(self, event: CudaEvent | None) -> None:
         """Reads the times of all that is over; `event` ended while who calls watched it."""
         if event is not None:
-            self._clock.seen(event.end, now_ns())
+            event.is_anchor = self._clock.seen(event.end, now_ns())
         while self._issued and is_over(self._issued[0].event.end):
             self._note(self._issued.popleft())
 
@@ -139,6 +147,7 @@ class CudaDevice:
                 self._note_idle(issued, start_ns)
             self._compute_end_ns = end_ns
         self.timeline.work(issued.lane, issued.step, issued.event.cause, start_ns, end_ns)
+        self.spare_events.append(issued.start)
 
     def _note_idle(self, issued: _Issued, start_ns: int) -> None:
         """Cuts the time since the last compute by what the work waited for."""
