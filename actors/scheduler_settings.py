@@ -38,7 +38,7 @@ def scheduler_config(
         max_unretired_plans=config.unretired_plans,
         policy=config.policy,
         throttle_steps=config.throttle_steps,
-        min_prefill_tokens=config.min_prefill_tokens,
+        min_prefill_tokens=config.least_prefill_tokens,
         max_prefill_tokens=config.max_prefill_tokens,
         step_cost=step_cost,
         max_decode_slowdown=config.max_decode_slowdown,

@@ -70,7 +70,9 @@ class EngineConfig(BaseModel):
         None, description="plans in flight: 2 with one stage, stages + 1 (the default) or stages + 2 with more"
     )
     throttle_steps: int = Field(8, description="steps over which throttling spreads waiting prompt tokens", ge=1)
-    min_prefill_tokens: int = Field(32, description="throttling's lower bound of prompt tokens in a step", ge=1)
+    min_prefill_tokens: int | None = Field(
+        None, description="throttling's lower bound of prompt tokens in a step: 128 on GPUs, 32 on a CPU", ge=1
+    )
     max_prefill_tokens: int = Field(2048, description="throttling's upper bound of prompt tokens in a step", ge=1)
     max_decode_slowdown: float = Field(
         3.0, description="throttling on GPUs: a step's cost, with its prompts, over that of its decodes alone", ge=1
@@ -150,7 +152,7 @@ class EngineConfig(BaseModel):
                 f"num_kv_blocks ({self.num_kv_blocks}) and kv_cache_memory_bytes ({self.kv_cache_memory_bytes}) "
                 "both fix the cache; give one of them"
             )
-        if self.min_prefill_tokens > self.max_prefill_tokens:
+        if self.min_prefill_tokens is not None and self.min_prefill_tokens > self.max_prefill_tokens:
             return f"min_prefill_tokens {self.min_prefill_tokens} is above max_prefill_tokens {self.max_prefill_tokens}"
         if self.stage_timeout_s < 2 * self.heartbeat_interval_s:
             return (
@@ -165,6 +167,17 @@ class EngineConfig(BaseModel):
         if self.max_unretired_plans is not None:
             return self.max_unretired_plans
         return 2 if self.pipeline_parallel_size == 1 else self.pipeline_parallel_size + 1
+
+    @property
+    def least_prefill_tokens(self) -> int:
+        """`min_prefill_tokens` with its default filled in, for the device that was chosen.
+
+        A GPU reads its weights for so many tokens at nearly the price of one: fewer would make a prompt wait for
+        several steps and save the decodes little.
+        """
+        if self.min_prefill_tokens is not None:
+            return self.min_prefill_tokens
+        return min(128 if self.device == "cuda" else 32, self.max_prefill_tokens)
 
     @property
     def policy(self) -> Literal["token_throttling", "fill"]:

@@ -1,6 +1,6 @@
 """README.md says what the code does: its settings table is the settings, and its example runs.
 
-`python tests/test_readme.py` writes the table anew.
+`python -m penstock.tests.test_readme` writes the tables anew.
 """
 
 from __future__ import annotations

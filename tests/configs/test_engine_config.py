@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from penstock.configs.engine import EngineConfig
@@ -73,3 +75,16 @@ def test_settings_do_not_change() -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     assert [name for name, field in EngineConfig.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [
+        ({"device": "cuda"}, 128),
+        ({"device": "cpu"}, 32),
+        ({"device": "cuda", "max_prefill_tokens": 64}, 64),
+        ({"device": "cuda", "min_prefill_tokens": 7}, 7),
+    ],
+)
+def test_a_gpu_takes_more_prompt_tokens_at_least(settings: dict[str, Any], least: int) -> None:
+    assert EngineConfig(**settings).least_prefill_tokens == least

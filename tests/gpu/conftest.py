@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+from penstock.actors.cluster import ensure_ray
+
+NUM_CPUS = 16
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray cluster for all engines of the run: each would take some seconds to start one of its own."""
+    ours = ensure_ray(None, NUM_CPUS)
+    yield
+    ours.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from penstock.actors.llm import LLM
@@ -20,6 +21,7 @@ from penstock.configs.sampling import SamplingParams
 
 from .run_on_gpu import COMMON
 
+pytestmark = pytest.mark.usefixtures("cluster")
 DEVICE = "cuda"
 SHAPE = COMMON | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 4, "num_attention_heads": 16}
 NUM_PROMPTS, SCORED_EVERY = 512, 16

@@ -18,6 +18,7 @@ from ..model.tiny import write_tiny_model
 
 PROMPTS = [[5, 9, 13, 200, 41] * 3, [7, 8], list(range(20, 60)), [100] * 9] * 4
 LENGTH = 24
+pytestmark = pytest.mark.usefixtures("cluster")
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 

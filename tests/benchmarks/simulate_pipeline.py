@@ -1,0 +1,197 @@
+"""The scheduler over stages that are not there: `python tests/benchmarks/simulate_pipeline.py [STAGES ...]`.
+
+Plans are the real scheduler's; time is virtual. A stage's step takes what a cost model says, a hop and the host's parts
+take constants, and a step waits for what it waits for in the engine: the stage's step before, the activations, and the
+tokens that its rows continue. For choosing settings, and to foresee a pipeline of more GPUs than are at hand: the
+constants are those of Qwen3-8B's layers on an H200 (LOG.md), its figures are no measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from penstock.actors.commands.workloads import Request, make_workload
+from penstock.scheduler.config import SchedulerConfig
+from penstock.scheduler.cost import StepCost
+from penstock.scheduler.messages import NewRequest
+from penstock.scheduler.mirror import Mirror, StepInput
+from penstock.scheduler.plan import StepPlan, StepResult, ints
+from penstock.scheduler.scheduler import Scheduler
+
+NUM_LAYERS, VOCAB_SIZE, BLOCK_SIZE, MAX_LEN = 36, 151936, 16, 4096
+LAYER = StepCost(per_token_s=0.75e-6, knee_tokens=85, per_context_s=1.05e-9, overhead_s=56e-6, prompt_s=12e-6)
+HEAD_S = 0.32e-3
+HOP_S = 0.025e-3
+PLAN_S, RESULT_S = 0.3e-3, 0.3e-3  # from the scheduler to a stage's launch, and from the last step's end back
+HOST_S = 0.35e-3  # of a stage's thread for a step
+CLIENT_S = 0.7e-3  # from a token event to the client, and from the client to the scheduler
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a run gave."""
+
+    tokens_per_s: float
+    ttft_ms: tuple[float, float]
+    tpot_ms: tuple[float, float]
+    busy: list[float]
+    num_steps: int
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """Stages with their costs; the head counts with the last."""
+
+    costs: list[StepCost]
+    free_s: list[float] = field(default_factory=list)  # when each stage's last step ends
+    host_s: list[float] = field(default_factory=list)
+    busy_s: list[float] = field(default_factory=list)
+    token_s: dict[int, float] = field(default_factory=dict)  # by slot: when its newest token is at stage 0
+
+    def __post_init__(self) -> None:
+        self.free_s, self.host_s, self.busy_s = ([0.0] * len(self.costs) for _ in range(3))
+
+    def run(self, inputs: StepInput, planned_s: float) -> float:
+        """Runs a step whose plan was made then; when its result is at the scheduler."""
+        decodes = inputs.num_tokens == 1
+        context = int(inputs.starts[decodes].sum())
+        num_decodes = int(decodes.sum())
+        shape = (num_decodes, context, inputs.total_tokens - num_decodes)
+        waits_for = max([self.token_s.get(slot, 0.0) for slot in inputs.slots[decodes].tolist()], default=0.0)
+        for k, cost in enumerate(self.costs):
+            self.host_s[k] = max(self.host_s[k], planned_s + PLAN_S) + HOST_S
+            start_s = max(self.free_s[k], self.host_s[k], waits_for)
+            self.busy_s[k] += cost.of(*shape)
+            self.free_s[k] = start_s + cost.of(*shape)
+            waits_for = self.free_s[k] + HOP_S
+        for slot in inputs.sample_slots.tolist():
+            self.token_s[slot] = waits_for if len(self.costs) > 1 else self.free_s[0]
+        return self.free_s[-1] + RESULT_S
+
+
+def costs_of(partition: Sequence[int]) -> list[StepCost]:
+    """Each stage's, of so many layers."""
+    return [
+        StepCost(
+            per_token_s=LAYER.per_token_s * n,
+            knee_tokens=LAYER.knee_tokens,
+            per_context_s=LAYER.per_context_s * n,
+            overhead_s=LAYER.overhead_s * n + HEAD_S * (k == len(partition) - 1),
+            prompt_s=LAYER.prompt_s * n,
+        )
+        for k, n in enumerate(partition)
+    ]
+
+
+def simulate(requests: list[Request], config: SchedulerConfig, partition: Sequence[int], at_once: int) -> Figures:
+    """Runs the workload; `at_once` requests are open at a time, where they don't come at times of their own."""
+    pipeline = Pipeline(costs_of(partition))
+    slowest = max(pipeline.costs, key=lambda cost: cost.of(64, 64 * 400))
+    scheduler = Scheduler(replace(config, step_cost=slowest))
+    mirror = Mirror(config.max_num_seqs, MAX_LEN // BLOCK_SIZE, BLOCK_SIZE, config.max_unretired_plans)
+    arrivals = [(request.arrival_s, i) for i, request in enumerate(requests[:at_once])]
+    heapq.heapify(arrivals)
+    next_request, now_s = at_once, 0.0
+    results: list[tuple[float, StepPlan, StepInput]] = []
+    added_s, first_s, last_s = (np.zeros(len(requests)) for _ in range(3))
+    while scheduler.num_unfinished or arrivals or results:
+        while arrivals and arrivals[0][0] <= now_s:
+            arrived_s, i = heapq.heappop(arrivals)
+            added_s[i] = arrived_s
+            prompt = ints(requests[i].prompt_token_ids)
+            scheduler.add_request(NewRequest(str(i), prompt, requests[i].max_tokens, ignore_eos=True))
+        while results and results[0][0] <= now_s:
+            _, plan, inputs = results.pop(0)
+            scheduler.update(StepResult(plan.step, ints([5] * len(inputs.sample_rows))))
+        while (plan_now := scheduler.schedule()) is not None:
+            inputs = mirror.apply(plan_now)
+            results.append((pipeline.run(inputs, now_s), plan_now, inputs))
+        for event in scheduler.take_events():
+            i = int(event.request_id)
+            if len(event.token_ids) and not first_s[i]:
+                first_s[i] = now_s + CLIENT_S
+            if event.finish_reason is not None:
+                last_s[i] = now_s + CLIENT_S
+                scheduler.forget(event.client_id, event.request_id)
+                if next_request < len(requests):
+                    heapq.heappush(arrivals, (now_s + 2 * CLIENT_S, next_request))
+                    next_request += 1
+        nexts = [results[0][0]] if results else []
+        nexts += [arrivals[0][0]] if arrivals else []
+        if nexts:
+            now_s = max(now_s, min(nexts))
+    return figures_of(requests, pipeline, scheduler, added_s, first_s, last_s)
+
+
+def figures_of(
+    requests: list[Request],
+    pipeline: Pipeline,
+    scheduler: Scheduler,
+    added_s: np.ndarray[tuple[int], np.dtype[np.float64]],
+    first_s: np.ndarray[tuple[int], np.dtype[np.float64]],
+    last_s: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> Figures:
+    counts = np.array([request.max_tokens for request in requests])
+    several = counts > 1
+    tpot = (last_s - first_s)[several] / (counts[several] - 1) * 1e3
+    ttft = (first_s - added_s) * 1e3
+    seconds = float(last_s.max())
+    return Figures(
+        tokens_per_s=counts.sum() / seconds,
+        ttft_ms=(float(np.median(ttft)), float(np.percentile(ttft, 99))),
+        tpot_ms=(float(np.median(tpot)), float(np.percentile(tpot, 99))),
+        busy=[busy / seconds for busy in pipeline.busy_s],
+        num_steps=scheduler.stats().num_steps,
+    )
+
+
+PARTITIONS = {1: [36], 2: [19, 17], 4: [10, 9, 9, 8]}
+RUNS = {
+    "chat": ("chat", 512, None, 512),
+    "decode": ("decode", 256, None, 256),
+    "decode1024": ("decode", 1024, None, 1024),
+    "chat64": ("chat", 256, None, 64),
+    "rate40": ("chat", 400, 40.0, 400),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stages", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--throttle-steps", type=int, default=8)
+    parser.add_argument("--min-prefill-tokens", type=int, default=128)
+    parser.add_argument("--max-decode-slowdown", type=float, default=3.0)
+    parser.add_argument("--extra-plans", type=int, default=1)
+    given = parser.parse_args()
+    for stages in given.stages:
+        config = SchedulerConfig(
+            num_stages=stages,
+            num_blocks=90000,
+            max_num_batched_tokens=8192 if stages == 1 else 2048,
+            enable_prefix_caching=False,
+            max_unretired_plans=stages + given.extra_plans,
+            policy="fill" if stages == 1 else "token_throttling",
+            throttle_steps=given.throttle_steps,
+            min_prefill_tokens=given.min_prefill_tokens,
+            max_decode_slowdown=given.max_decode_slowdown,
+        )
+        for name in given.runs:
+            workload, count, rate, at_once = RUNS[name]
+            requests = make_workload(workload, count, VOCAB_SIZE, rate)
+            figures = simulate(requests, replace(config, max_num_seqs=max(512, at_once)), PARTITIONS[stages], at_once)
+            print(
+                f"{stages} stages, {name:10}: {figures.tokens_per_s:7.0f} tok/s, "
+                f"TTFT {figures.ttft_ms[0]:6.0f} / {figures.ttft_ms[1]:5.0f} ms, "
+                f"TPOT {figures.tpot_ms[0]:5.2f} / {figures.tpot_ms[1]:5.2f} ms, "
+                f"busy {' '.join(f'{share:.1%}' for share in figures.busy)}, {figures.num_steps} steps"
+            )
+
+
+if __name__ == "__main__":
+    main()
