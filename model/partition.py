@@ -7,26 +7,34 @@ from ..configs.model_config import ModelConfig
 from ..errors import ConfigError
 from .weight_map import Piece, stage_weights
 
-_GPU_ROWS, _GPU_LENGTH = 128, 400  # a step of decodes as it is typical: sequences, and tokens of each
-_GPU_OVERHEAD = 100_000_000  # weights that a GPU could read in the time between a layer's kernels (LOG.md)
+_GPU_ROWS, _GPU_LENGTH = 64, 400  # a step of decodes as it is typical: sequences, and tokens of each
+_GPU_OVERHEAD = 100_000_000  # weights that a GPU could read in the time between a layer's, or the head's, kernels
 
 
 def partition_for(engine: EngineConfig, config: ModelConfig) -> list[range]:
-    """The engine's partition. On a GPU a layer also costs its reading of the cache, and its many small kernels."""
-    extra = 0
+    """The engine's partition. On a GPU a layer also costs its reading of the cache, and both it and the head cost
+    their small kernels: for Qwen3-8B on an H200 the head is then 2.1 layers, and was measured to be 2.2 (LOG.md).
+    """
+    layer_extra = head_extra = 0
     if engine.device == "cuda":
-        extra = 2 * config.num_key_value_heads * config.head_dim * _GPU_ROWS * _GPU_LENGTH + _GPU_OVERHEAD
-    return partition_layers(config, engine.pipeline_parallel_size, engine.pipeline_layer_partition, extra)
+        layer_extra = 2 * config.num_key_value_heads * config.head_dim * _GPU_ROWS * _GPU_LENGTH + _GPU_OVERHEAD
+        head_extra = _GPU_OVERHEAD
+    explicit = engine.pipeline_layer_partition
+    return partition_layers(config, engine.pipeline_parallel_size, explicit, layer_extra, head_extra)
 
 
 def partition_layers(
-    config: ModelConfig, num_stages: int, explicit: list[int] | None = None, layer_extra: int = 0
+    config: ModelConfig,
+    num_stages: int,
+    explicit: list[int] | None = None,
+    layer_extra: int = 0,
+    head_extra: int = 0,
 ) -> list[range]:
     """Contiguous layer ranges, one for each stage, of at least one layer.
 
     Without `explicit` the slowest stage is made as fast as it can be, a stage's cost being the weights that it reads
-    for a step: its layers', `layer_extra` for each added, and, on the last, the head's. The embedding costs nothing,
-    it only looks rows up. Among equal partitions the earlier stages take more.
+    for a step: its layers', `layer_extra` for each added, and, on the last, the head's and `head_extra`. The embedding
+    costs nothing, it only looks rows up. Among equal partitions the earlier stages take more.
     Raises ConfigError when there are more stages than layers, or when `explicit` doesn't add up.
     """
     num_layers = config.num_hidden_layers
@@ -35,7 +43,7 @@ def partition_layers(
     counts = (
         _checked(explicit, num_stages, num_layers)
         if explicit is not None
-        else _balanced(config, num_stages, layer_extra)
+        else _balanced(config, num_stages, layer_extra, head_extra)
     )
     ranges, start = [], 0
     for count in counts:
@@ -54,10 +62,10 @@ def _checked(explicit: list[int], num_stages: int, num_layers: int) -> list[int]
     return explicit
 
 
-def _balanced(config: ModelConfig, num_stages: int, layer_extra: int) -> list[int]:
+def _balanced(config: ModelConfig, num_stages: int, layer_extra: int, head_extra: int) -> list[int]:
     """For each size of the last stage the others share evenly; the best of them, the larger last stage on a tie."""
     layer, head = step_costs(config)
-    layer += layer_extra
+    layer, head = layer + layer_extra, head + head_extra
     num_layers = config.num_hidden_layers
     if num_stages == 1:
         return [num_layers]

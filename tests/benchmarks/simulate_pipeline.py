@@ -150,7 +150,7 @@ def figures_of(
     )
 
 
-PARTITIONS = {1: [36], 2: [19, 17], 4: [10, 9, 9, 8]}
+PARTITIONS = {1: [36], 2: [19, 17], 4: [10, 10, 9, 7]}
 RUNS = {
     "chat": ("chat", 512, None, 512),
     "decode": ("decode", 256, None, 256),
