@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ..scheduler.cost import MOST_MEASURED_CONTEXT
+from ..scheduler.plan import most_granted_blocks
 from .batch import Batch
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ class StepLimits:
     def max_blocks_per_seq(self) -> int:
         """Columns of the widest block table."""
         return -(-self.max_model_len // self.block_size)
+
+    @property
+    def most_granted_blocks(self) -> int:
+        """Of one plan, or of a step that is run to be measured."""
+        seqs, of_seq, size = self.max_num_seqs, self.max_blocks_per_seq, self.block_size
+        of_trial = min(seqs * of_seq, MOST_MEASURED_CONTEXT // size + seqs)
+        return max(of_trial, most_granted_blocks(seqs, of_seq, self.max_num_batched_tokens, size))
 
 
 class Launcher(Protocol):

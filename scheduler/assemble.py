@@ -12,12 +12,11 @@ import numpy as np
 
 from .cohorts import Cohort
 from .lifecycle import Lifecycle
-from .plan import Ints, Registration, StepPlan, ints
+from .plan import MAX_REGISTRATIONS, Ints, Registration, StepPlan, ints
 from .policy import Load, PrefillPolicy
 from .request import Request
 from .slots import Slots
 
-MAX_ADMISSIONS_PER_STEP = 32  # some 15 us each: a burst of short prompts must not hold up the stages
 _NO_ROWS = np.empty(0, np.intp)
 
 
@@ -161,7 +160,7 @@ class Assembler:
                 return
         while tokens_left and life.table.num_free and not life.preempted:
             head = life.queue.head()
-            if head is None or len(draft.registrations) == MAX_ADMISSIONS_PER_STEP:
+            if head is None or len(draft.registrations) == MAX_REGISTRATIONS:
                 return
             count = self._admit(draft, head, tokens_left)
             if not count:

@@ -37,6 +37,7 @@ class StepShape:
 TYPICAL = StepShape(num_decodes=64, context=64 * 400)  # a cohort under load
 _MEASURED_ROWS, _MEASURED_LENGTHS = (8, 64, 256), (256, 1024)
 _MEASURED_CHUNKS = (32, 128, 512, 2048)
+MOST_MEASURED_CONTEXT = max(_MEASURED_ROWS) * max(_MEASURED_LENGTHS)  # cached tokens of a step that is measured
 
 
 @dataclass(slots=True, frozen=True)

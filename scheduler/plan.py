@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_REGISTRATIONS = 32  # of a plan; some 15 us each: a burst of short prompts must not hold up the stages
+
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
@@ -79,6 +81,14 @@ class StepPlan:
     registrations: list[Registration] = field(default_factory=list)
     block_slots: Ints = field(default_factory=ints)  # [B] grouped by slot
     block_ids: Ints = field(default_factory=ints)  # [B] appended to that slot's table, in order
+
+
+def most_granted_blocks(max_num_seqs: int, max_blocks_per_seq: int, max_num_batched_tokens: int, size: int) -> int:
+    """Of one plan, blocks having `size` tokens: for its new sequences, of which each may begin with any number of
+    cached blocks, and for its tokens.
+    """
+    for_tokens = max_num_batched_tokens // size + max_num_seqs
+    return min(max_num_seqs * max_blocks_per_seq, MAX_REGISTRATIONS * max_blocks_per_seq + for_tokens)
 
 
 @dataclass(slots=True)

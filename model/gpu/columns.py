@@ -101,7 +101,7 @@ class Staging:
         self._layouts = [
             Layout(num_rows, tokens) for tokens in (padded_tokens, max(padded_tokens, limits.max_num_batched_tokens))
         ]
-        most_changes = 2 * limits.max_num_seqs * (limits.max_blocks_per_seq + num_returns)
+        most_changes = 2 * (limits.most_granted_blocks + limits.max_num_seqs * num_returns)
         num_words = self._layouts[1].num_words + most_changes // 2 + 1
         self._there = torch.zeros(num_words, dtype=torch.int64, device=device)
         narrow = self._there.view(torch.int32)

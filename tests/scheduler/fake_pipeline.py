@@ -17,7 +17,7 @@ from penstock.scheduler.codec import decode_plan, decode_result, encode_plan, en
 from penstock.scheduler.config import SchedulerConfig
 from penstock.scheduler.messages import NewRequest, TokenEvent
 from penstock.scheduler.mirror import Mirror, StepInput
-from penstock.scheduler.plan import Logprobs, Sampling, StepPlan, StepResult, ints
+from penstock.scheduler.plan import Logprobs, Sampling, StepPlan, StepResult, ints, most_granted_blocks
 from penstock.scheduler.scheduler import Scheduler
 
 MASK = (1 << 64) - 1
@@ -42,10 +42,13 @@ class FakeStages:
     sequences: list[list[int]] = field(init=False)  # [slots] hashes up to each position that is written
     future: list[int] = field(init=False)  # [slots] the newest sampled token
     sampled_slots: list[int] = field(init=False)  # of the newest step
+    most_granted: int = field(init=False)
 
     def __post_init__(self) -> None:
         size, num_slots = self.config.block_size, self.config.max_num_seqs
-        self.mirror = Mirror(num_slots, -(-self.config.max_model_len // size), size)
+        width, tokens = -(-self.config.max_model_len // size), self.config.max_num_batched_tokens
+        self.mirror = Mirror(num_slots, width, size)
+        self.most_granted = most_granted_blocks(num_slots, width, tokens, size)
         self.cache = np.zeros(self.config.num_blocks * size, np.uint64)
         self.sequences = [[] for _ in range(num_slots)]
         self.future = [-1] * num_slots
@@ -56,6 +59,7 @@ class FakeStages:
             hashes = prefix_hashes(registration.token_ids[: registration.num_computed_tokens].tolist())
             self.sequences[registration.slot] = hashes
         self._read_before = self._blocks_in_use(set(plan.released.tolist()))
+        assert len(plan.block_ids) <= self.most_granted, "a stage has no room for so many"
         inputs = self.mirror.apply(plan)
         sampled = set(inputs.sample_rows.tolist())
         self.sampled_slots = inputs.slots[inputs.sample_rows].tolist()

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from penstock.scheduler import outbox
-from penstock.scheduler.assemble import MAX_ADMISSIONS_PER_STEP
 from penstock.scheduler.config import SchedulerConfig
-from penstock.scheduler.plan import Sampling, StepResult, ints
+from penstock.scheduler.plan import MAX_REGISTRATIONS, Sampling, StepResult, ints
 
 from .fake_pipeline import Pipeline
 
@@ -39,7 +38,7 @@ def test_a_burst_of_short_prompts_is_admitted_over_several_steps() -> None:
         pipeline.submit([index + 1], 9)
     plan = pipeline.schedule()
     assert plan is not None
-    assert len(plan.registrations) == MAX_ADMISSIONS_PER_STEP
+    assert len(plan.registrations) == MAX_REGISTRATIONS
     pipeline.run()
 
 
