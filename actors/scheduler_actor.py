@@ -5,6 +5,7 @@ Placement group and workers are its children, so that they end with it, however 
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -83,6 +84,7 @@ class _SchedulerActor:
             self._sockets.close()
             raise
         num_blocks = min(stage.num_blocks for stage in stages)
+        gc.freeze()  # a full collection of what was imported takes 50 ms and more, and no stage gets a plan (LOG.md)
         self._serve(ports, num_blocks, slowest_step_cost(stages))
         pids = {offer.name.pid: offer.name.node for offer in offers} | {os.getpid(): self._sockets.peer.node}
         self._info = EngineInfo(self._spec, num_blocks, self._sockets.peer, pids, tuple(stages))

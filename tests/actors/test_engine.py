@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import os
 import signal
@@ -71,6 +72,11 @@ def test_an_engine_serves_and_shutdown_leaves_nothing(tiny_folder: str) -> None:
         assert len(stages) == 2
         assert len(set(handle.pids)) == 5
     assert_nothing_is_left(handle.name, handle.pids)
+
+
+def test_the_engines_collections_go_through_what_came_since_its_start(shared: EngineHandle) -> None:
+    seen, frozen = ray.get(shared._actor.__ray_call__.remote(lambda _: (len(gc.get_objects()), gc.get_freeze_count())))
+    assert seen < frozen / 10
 
 
 def test_real_stages_answer_alike_however_they_are_cut_and_a_run_is_recorded(tiny_folder: str, tmp_path: Path) -> None:
