@@ -2,7 +2,7 @@
 
 A link's send or receive is one kernel on the stream that is current, which is its lane's: no stream of its own, no
 events beside the lane's, no watchdog. Through torch's process group an operation takes the host twice as long, and a
-message 34 us on its way instead of 20 (LOG.md). The library is the one that torch has loaded.
+message 34 us on its way instead of 20 (LOG.md). The library is the one that torch's wheels bring and have loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import ConfigError
 _LIBRARY = "libnccl.so.2"
 _DEFAULTS = {
     "NCCL_MAX_P2P_NCHANNELS": "1",  # a waiting receive costs the products beside it 4 % so, and up to 17 % with more
-    "CUDA_DEVICE_MAX_CONNECTIONS": "32",  # lanes and communicators each have a queue, so that none waits for another
+    "CUDA_DEVICE_MAX_CONNECTIONS": "32",  # each lane has a queue, and each group's communicator: none waits for another
 }
 _UNIQUE_ID_BYTES = 128
 _BYTES = 0  # ncclInt8: tensors travel as bytes
@@ -71,7 +71,9 @@ class NcclLink:
         self._check(self._nccl.ncclRecv(buffer.data_ptr(), buffer.nbytes, _BYTES, _SENDER, self._communicator, stream))
 
     def close(self) -> None:
-        """Gives the communicator up, whatever is under way."""
+        """Gives the communicator up. Nothing may wait on this device, and no other thread be in here: NCCL frees its
+        memory, for which CUDA may wait until the whole device is idle. Workers are killed instead.
+        """
         if self._communicator:
             self._nccl.ncclCommAbort(self._communicator)
             self._communicator = ctypes.c_void_p()

@@ -35,7 +35,7 @@ class Stage(Protocol[Work]):
         ...
 
     def compute(self, work: Work, after: Sequence[Event]) -> Event:
-        """Enqueues the layers, and the sampler behind them; returns the event of the last piece."""
+        """Enqueues the layers, with the sampler behind them; returns their event."""
         ...
 
     def send(self, work: Work, computed: Event) -> Event:

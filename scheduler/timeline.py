@@ -78,7 +78,7 @@ class Timeline:
             totals.first_start_ns = totals.first_start_ns or start_ns
             totals.last_end_ns = end_ns
             totals.busy_ns += end_ns - start_ns
-            totals.steps += name == "compute"
+            totals.steps += 1
         if self.keep_spans:
             self.spans.append(Span(lane, step, name, start_ns, end_ns))
 

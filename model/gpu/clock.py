@@ -7,6 +7,8 @@ microseconds a second; a host that waited for an event knows it over at once, wh
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from ...scheduler.timeline import now_ns
@@ -26,6 +28,12 @@ def is_over(event: torch.cuda.Event) -> bool:
     return bool(event.query())  # type: ignore[no-untyped-call]
 
 
+class Marked(Protocol):
+    """Who has an event, and may use it again when nobody holds him."""
+
+    end: torch.cuda.Event
+
+
 class DeviceClock:
     """Host times of one device's events. Used by one thread."""
 
@@ -34,18 +42,18 @@ class DeviceClock:
         self._anchor.record()
         self._anchor.synchronize()
         self._anchor_ns = now_ns()
+        self._holder: Marked | None = None  # of the anchor
         self._least_lag_ns = _NEVER
 
     def ns(self, event: torch.cuda.Event) -> int:
         """When the completed event happened."""
         return self._anchor_ns + int(self._anchor.elapsed_time(event) * 1e6)
 
-    def seen(self, event: torch.cuda.Event, at_ns: int) -> bool:
-        """The host found the event completed at this time, having waited for it; whether it is the anchor now."""
-        event_ns = self.ns(event)
+    def seen(self, marked: Marked, at_ns: int) -> None:
+        """The host found the event completed at this time, having waited for it; moves the anchor now and then."""
+        event_ns = self.ns(marked.end)
         self._least_lag_ns = min(self._least_lag_ns, at_ns - event_ns)
         if event_ns - self._anchor_ns > _MOVE_AFTER_NS:
-            self._anchor, self._anchor_ns = event, event_ns + self._least_lag_ns - _WAKE_NS
+            self._anchor, self._anchor_ns = marked.end, event_ns + self._least_lag_ns - _WAKE_NS
+            self._holder = marked
             self._least_lag_ns = _NEVER
-            return True
-        return False

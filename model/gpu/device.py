@@ -35,14 +35,13 @@ _MIN_WAIT_NS = 1000
 class CudaEvent:
     """Marks the end of a piece of work on a stream. Its event of CUDA's is used again when nobody holds this one."""
 
-    __slots__ = ("_device", "_was_running", "cause", "end", "error", "is_anchor", "stream")
+    __slots__ = ("_device", "_was_running", "cause", "end", "error", "stream")
 
     def __init__(self, cause: Cause, device: CudaDevice, stream: torch.cuda.Stream) -> None:
         self.cause: Cause = cause
         self.stream = stream
         self.end = device.spare_events.pop() if device.spare_events else timing_event()
         self.error: BaseException | None = None
-        self.is_anchor = False  # of the clock, which then keeps the event
         self._device = device
         self._was_running = False  # when somebody asked before
 
@@ -62,8 +61,7 @@ class CudaEvent:
         self._device.note_ended(self if self._was_running else None)
 
     def __del__(self) -> None:
-        if not self.is_anchor:
-            self._device.spare_events.append(self.end)
+        self._device.spare_events.append(self.end)
 
 
 @dataclass(slots=True)
@@ -128,7 +126,7 @@ class CudaDevice:
     def note_ended(self, event: CudaEvent | None) -> None:
         """Reads the times of all that is over; `event` ended while who calls watched it."""
         if event is not None:
-            event.is_anchor = self._clock.seen(event.end, now_ns())
+            self._clock.seen(event, now_ns())
         while self._issued and is_over(self._issued[0].event.end):
             self._note(self._issued.popleft())
 

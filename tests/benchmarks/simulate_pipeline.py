@@ -162,13 +162,15 @@ RUNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("stages", type=int, nargs="*", default=list(PARTITIONS))
     parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--throttle-steps", type=int, default=8)
     parser.add_argument("--min-prefill-tokens", type=int, default=128)
     parser.add_argument("--max-decode-slowdown", type=float, default=3.0)
     parser.add_argument("--extra-plans", type=int, default=1)
     given = parser.parse_args()
+    if unknown := set(given.stages) - set(PARTITIONS):
+        parser.error(f"partitions are there for {list(PARTITIONS)} stages, not for {unknown}")
     for stages in given.stages:
         config = SchedulerConfig(
             num_stages=stages,

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from penstock.scheduler import assemble, plan
+
 from .random_load import RandomLoad, totals
 
 
@@ -27,6 +29,14 @@ def test_scheduler_holds_under_random_load() -> None:
     run_examples(count=240, steps=12)
     for what in ("preemptions", "prefix hit tokens", "balanced", "stop", "length", "abort", "error"):
         assert totals[what] >= 10, f"the load has met only {totals[what]} x {what}"
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_plan_grants_no_more_blocks_than_stages_have_room_for(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    for module in (plan, assemble):  # few registrations, so that the bound is below all blocks of all slots
+        monkeypatch.setattr(module, "MAX_REGISTRATIONS", most)
+    run_examples(count=60, steps=12)
+    assert totals["prefix hit tokens"] >= 10
 
 
 @pytest.mark.slow
