@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .future_map import FutureMap
-from .launch import StepLimits
+from .limits import StepLimits
 from .ring import Ring
 
 NUM_LINK_BUFFERS = 2

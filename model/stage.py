@@ -24,7 +24,8 @@ from .exchange import Exchange
 from .gpu.measure import Measured, device_figures
 from .grammar_compiler import GrammarCompiler
 from .kv_cache import KVCache
-from .launch import DirectLauncher, Launcher, StepLimits
+from .launch import DirectLauncher, Launcher
+from .limits import StepLimits
 from .loader import dummy_weights, load_weights
 from .logprobs import PromptLogprobs
 from .partition import partition_for

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from ...scheduler.mirror import StepInput
-from ..launch import StepLimits
+from ..limits import StepLimits
 
 MAX_ROWS = 1024  # of a padded step of decodes
 MAX_TOKENS = 512  # of a padded mixed step: a larger one keeps the device busy for longer than its launch takes

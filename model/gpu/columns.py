@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..launch import StepLimits
+from ..limits import StepLimits
 
 Column = TypeVar("Column", NDArray[Any], Tensor)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..decoder import StageModule
 from ..exchange import Exchange
-from ..launch import StepLimits
+from ..limits import StepLimits
 from ..sampler import largest_of
 from ..work import StepWork
 from .buckets import Buckets, StepShape

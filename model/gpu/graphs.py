@@ -17,7 +17,7 @@ import torch
 
 from ..decoder import StageModule
 from ..exchange import Exchange
-from ..launch import StepLimits
+from ..limits import StepLimits
 from .buckets import StepShape
 from .eager import EagerLauncher
 

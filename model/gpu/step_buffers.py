@@ -18,7 +18,7 @@ from ...scheduler.plan import StepPlan, ints
 from ..batch import Batch
 from ..decoder import StageModule
 from ..exchange import Exchange
-from ..launch import StepLimits
+from ..limits import StepLimits
 from ..work import StepWork
 from .buckets import StepShape, most_padded_tokens
 from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, STEADY, TOKENS, Columns, Places, Staging

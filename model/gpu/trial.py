@@ -10,7 +10,8 @@ from ...scheduler.cost import StepCost, StepShape, fit, shapes_to_measure
 from ...scheduler.mirror import Mirror, StepInput
 from ...scheduler.plan import Registration, StepPlan, ints
 from ..decoder import StageModule
-from ..launch import Launcher, StepLimits
+from ..launch import Launcher
+from ..limits import StepLimits
 from ..sampler import largest_of
 from ..work import StepWork
 from .measure import measure_steps

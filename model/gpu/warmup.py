@@ -22,7 +22,8 @@ from ..decoder import StageModule
 from ..draw import NUCLEUS, DrawStep
 from ..exchange import Exchange
 from ..kv_cache import KVCache
-from ..launch import Launcher, StepLimits
+from ..launch import Launcher
+from ..limits import StepLimits
 from ..logprobs import Span
 from ..sampler import Sampler, SamplingStep, ScoreStep
 from .attention import serves_block_size

@@ -34,7 +34,7 @@ from penstock.model.gpu.clock import timing_event
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.gpu.trial import step_of
 from penstock.model.kv_cache import KVCache
-from penstock.model.launch import StepLimits
+from penstock.model.limits import StepLimits
 from penstock.model.loader import dummy_weights
 from penstock.model.sampler import largest_of
 from penstock.model.tensor_parallel import NoTensorParallel

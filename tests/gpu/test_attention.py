@@ -13,7 +13,7 @@ from penstock.model.gpu.attention import FlashAttention, find_flash_attention
 from penstock.model.gpu.decode_attention import cutting, most_cut
 from penstock.model.gpu.trial import step_of
 from penstock.model.kv_cache import KVCache
-from penstock.model.launch import StepLimits
+from penstock.model.limits import StepLimits
 from penstock.model.rope import Rotation
 
 BLOCK_SIZE, MAX_LEN = 16, 4096

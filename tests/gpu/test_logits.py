@@ -14,7 +14,7 @@ from penstock.model.exchange import Exchange
 from penstock.model.gpu.eager import EagerLauncher
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.kv_cache import KVCache
-from penstock.model.launch import StepLimits
+from penstock.model.limits import StepLimits
 from penstock.model.work import StepWork
 from penstock.scheduler.mirror import Mirror
 from penstock.scheduler.plan import Registration, StepPlan, ints

@@ -18,7 +18,7 @@ from penstock.model.gpu.buckets import MAX_ROWS, MAX_TOKENS, Buckets, StepShape
 from penstock.model.gpu.columns import Columns, Staging
 from penstock.model.gpu.step_buffers import StepBuffers
 from penstock.model.gpu.trial import step_of
-from penstock.model.launch import StepLimits
+from penstock.model.limits import StepLimits
 from penstock.model.work import StepWork
 from penstock.scheduler.mirror import Mirror, StepInput
 from penstock.scheduler.plan import Registration, StepPlan, ints

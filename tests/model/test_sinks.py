@@ -10,7 +10,7 @@ import torch
 
 from penstock.model.exchange import Exchange
 from penstock.model.gpu.trial import step_of
-from penstock.model.launch import StepLimits
+from penstock.model.limits import StepLimits
 from penstock.model.ring import Ring, RingPlace
 from penstock.model.sampler import Sampled
 from penstock.model.sinks import SamplerSink
