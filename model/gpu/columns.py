@@ -106,7 +106,7 @@ class Staging:
         self._there = torch.zeros(num_words, dtype=torch.int64, device=device)
         narrow = self._there.view(torch.int32)
         self.padded, self.whole = (layout.over(self._there, narrow) for layout in self._layouts)
-        self._free = deque(self._pin() for _ in range(_NUM_PINNED if device.type == "cuda" else 1))
+        self._free = deque(self._pin() for _ in range(_NUM_PINNED if self._there.is_cuda else 1))
         self._filling = self._free[0]
 
     def begin(self, padded: bool) -> Columns[NDArray[Any]]:

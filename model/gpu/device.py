@@ -40,7 +40,7 @@ class CudaEvent:
     def __init__(self, cause: Cause, device: CudaDevice, stream: torch.cuda.Stream) -> None:
         self.cause: Cause = cause
         self.stream = stream
-        self.end = device.spare_events.pop() if device.spare_events else timing_event()
+        self.end = device.next_event()
         self.error: BaseException | None = None
         self._device = device
         self._was_running = False  # when somebody asked before
@@ -105,9 +105,7 @@ class CudaDevice:
             if each.stream is not stream:
                 stream.wait_event(each.end)
         timed = lane == "compute" or self.timeline.keep_spans
-        start = None
-        if timed:
-            start = self.spare_events.pop() if self.spare_events else timing_event()
+        start = self.next_event() if timed else None
         torch.cuda.set_stream(stream)  # a context manager around this costs a step 0.1 ms
         try:
             if start is not None:
@@ -122,6 +120,10 @@ class CudaDevice:
         if start is not None:
             self._issued.append(_Issued(lane, step, requested_ns, start, event, after))
         return event
+
+    def next_event(self) -> torch.cuda.Event:
+        """One that is used again, or a new one."""
+        return self.spare_events.pop() if self.spare_events else timing_event()
 
     def note_ended(self, event: CudaEvent | None) -> None:
         """Reads the times of all that is over; `event` ended while who calls watched it."""

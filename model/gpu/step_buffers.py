@@ -74,11 +74,7 @@ class StepBuffers:
         self._put_rows(columns, inputs, shape, rows)
         if not is_derived:
             self._put_tokens(columns, inputs, inputs.total_tokens if shape is None else shape.num_tokens)
-        if self._samples and not is_derived:
-            num_samples = len(inputs.sample_rows)
-            columns.sample_offsets[:num_samples] = inputs.sample_offsets
-            columns.sample_offsets[num_samples:rows] = 0
-            columns.sample_slots[:num_samples] = inputs.sample_slots
+            self._put_samples(columns, inputs, rows)
         end = self._put_changes(columns, work)
         self._put_header(columns.header, work, is_derived)
         self._staging.send(shape is not None, end)
@@ -117,6 +113,14 @@ class StepBuffers:
         if self._embeds:
             columns.token_ids[:tokens] = inputs.token_ids
             columns.token_ids[tokens:padded_tokens] = 0
+
+    def _put_samples(self, columns: Columns[NDArray[Any]], inputs: StepInput, padded_rows: int) -> None:
+        if not self._samples:
+            return
+        num_samples = len(inputs.sample_rows)
+        columns.sample_offsets[:num_samples] = inputs.sample_offsets
+        columns.sample_offsets[num_samples:padded_rows] = 0
+        columns.sample_slots[:num_samples] = inputs.sample_slots
 
     def _put_changes(self, columns: Columns[NDArray[Any]], work: StepWork) -> int:
         """Puts granted blocks and returned tokens; how many integers they are."""

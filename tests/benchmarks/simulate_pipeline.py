@@ -11,19 +11,19 @@ from __future__ import annotations
 import argparse
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from penstock.actors.commands.workloads import Request, make_workload
 from penstock.scheduler.config import SchedulerConfig
-from penstock.scheduler.cost import StepCost
+from penstock.scheduler.cost import TYPICAL, StepCost
 from penstock.scheduler.messages import NewRequest
 from penstock.scheduler.mirror import Mirror, StepInput
 from penstock.scheduler.plan import StepPlan, StepResult, ints
 from penstock.scheduler.scheduler import Scheduler
 
-NUM_LAYERS, VOCAB_SIZE, BLOCK_SIZE, MAX_LEN = 36, 151936, 16, 4096
+VOCAB_SIZE, BLOCK_SIZE, MAX_LEN = 151936, 16, 4096
 LAYER = StepCost(per_token_s=0.75e-6, knee_tokens=85, per_context_s=1.05e-9, overhead_s=56e-6, prompt_s=12e-6)
 HEAD_S = 0.32e-3
 HOP_S = 0.025e-3
@@ -43,18 +43,15 @@ class Figures:
     num_steps: int
 
 
-@dataclass(slots=True)
 class Pipeline:
     """Stages with their costs; the head counts with the last."""
 
-    costs: list[StepCost]
-    free_s: list[float] = field(default_factory=list)  # when each stage's last step ends
-    host_s: list[float] = field(default_factory=list)
-    busy_s: list[float] = field(default_factory=list)
-    token_s: dict[int, float] = field(default_factory=dict)  # by slot: when its newest token is at stage 0
-
-    def __post_init__(self) -> None:
-        self.free_s, self.host_s, self.busy_s = ([0.0] * len(self.costs) for _ in range(3))
+    def __init__(self, costs: list[StepCost]) -> None:
+        self.costs = costs
+        self.busy_s = [0.0] * len(costs)
+        self._free_s = [0.0] * len(costs)  # when each stage's last step ends
+        self._host_s = [0.0] * len(costs)  # when its host has launched it
+        self._token_s: dict[int, float] = {}  # by slot: when its newest token is at stage 0
 
     def run(self, inputs: StepInput, planned_s: float) -> float:
         """Runs a step whose plan was made then; when its result is at the scheduler."""
@@ -62,16 +59,16 @@ class Pipeline:
         context = int(inputs.starts[decodes].sum())
         num_decodes = int(decodes.sum())
         shape = (num_decodes, context, inputs.total_tokens - num_decodes)
-        waits_for = max([self.token_s.get(slot, 0.0) for slot in inputs.slots[decodes].tolist()], default=0.0)
+        waits_for = max([self._token_s.get(slot, 0.0) for slot in inputs.slots[decodes].tolist()], default=0.0)
         for k, cost in enumerate(self.costs):
-            self.host_s[k] = max(self.host_s[k], planned_s + PLAN_S) + HOST_S
-            start_s = max(self.free_s[k], self.host_s[k], waits_for)
-            self.busy_s[k] += cost.of(*shape)
-            self.free_s[k] = start_s + cost.of(*shape)
-            waits_for = self.free_s[k] + HOP_S
+            self._host_s[k] = max(self._host_s[k], planned_s + PLAN_S) + HOST_S
+            step_s = cost.of(*shape)
+            self.busy_s[k] += step_s
+            self._free_s[k] = max(self._free_s[k], self._host_s[k], waits_for) + step_s
+            waits_for = self._free_s[k] + HOP_S
         for slot in inputs.sample_slots.tolist():
-            self.token_s[slot] = waits_for if len(self.costs) > 1 else self.free_s[0]
-        return self.free_s[-1] + RESULT_S
+            self._token_s[slot] = waits_for if len(self.costs) > 1 else self._free_s[0]
+        return self._free_s[-1] + RESULT_S
 
 
 def costs_of(partition: Sequence[int]) -> list[StepCost]:
@@ -91,7 +88,7 @@ def costs_of(partition: Sequence[int]) -> list[StepCost]:
 def simulate(requests: list[Request], config: SchedulerConfig, partition: Sequence[int], at_once: int) -> Figures:
     """Runs the workload; `at_once` requests are open at a time, where they don't come at times of their own."""
     pipeline = Pipeline(costs_of(partition))
-    slowest = max(pipeline.costs, key=lambda cost: cost.of(64, 64 * 400))
+    slowest = max(pipeline.costs, key=lambda cost: cost.of_shape(TYPICAL))
     scheduler = Scheduler(replace(config, step_cost=slowest))
     mirror = Mirror(config.max_num_seqs, MAX_LEN // BLOCK_SIZE, BLOCK_SIZE, config.max_unretired_plans)
     arrivals = [(request.arrival_s, i) for i, request in enumerate(requests[:at_once])]
