@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch._C._distributed_c10d import Backend, PrefixStore, ProcessGroupGloo, Store, TCPStore
 
+from ..model.tensor_parallel import ProcessGroupTensorParallel, TensorParallel
 from ..scheduler.device import Link
 from .engine_spec import StoreAddress
 
@@ -40,15 +41,6 @@ class LinkRoom:
         self._device = device
         self._epoch = epoch
 
-    def group(self, edge: str, rank: int, size: int) -> Backend:
-        """A process group; waits for its other ranks, and raises when they don't come within the room's time-out."""
-        store = self._meet(edge, rank, size)
-        if self._device == "cuda":
-            from .nccl import nccl_group
-
-            return nccl_group(store, rank, size, _NO_TIMEOUT)
-        return _gloo_group(store, rank, size, self._host)
-
     def sending(self, edge: str) -> Link:
         """The end of an edge that sends."""
         return self._link(edge, sends=True)
@@ -56,6 +48,15 @@ class LinkRoom:
     def receiving(self, edge: str) -> Link:
         """The end of an edge that receives."""
         return self._link(edge, sends=False)
+
+    def collectives(self, edge: str, rank: int, size: int) -> TensorParallel:
+        """A stage's ranks; waits for the others, and raises when they don't come within the room's time-out."""
+        store = self._meet(edge, rank, size)
+        if self._device == "cuda":
+            from .nccl import NcclTensorParallel
+
+            return NcclTensorParallel(store, rank, size)
+        return ProcessGroupTensorParallel(_gloo_group(store, rank, size, self._host))
 
     def least(self, what: str, number: int, who: str, everybody: Sequence[str]) -> int:
         """The smallest of the numbers that everybody names under `what`; waits for them all."""
@@ -66,11 +67,12 @@ class LinkRoom:
 
     def _link(self, edge: str, sends: bool) -> Link:
         rank = 0 if sends else 1
+        store = self._meet(edge, rank, 2)
         if self._device == "cuda":
             from .nccl import NcclLink
 
-            return NcclLink(self._meet(edge, rank, 2), sends)
-        return GroupLink(self.group(edge, rank, 2))
+            return NcclLink(store, sends)
+        return GroupLink(_gloo_group(store, rank, 2, self._host))
 
     def _meet(self, edge: str, rank: int, size: int) -> Store:
         """The edge's own store, once all of its ranks are there: the time-out of what is made then is not for that."""

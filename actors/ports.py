@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 from ..model.stage import StagePorts
-from ..model.tensor_parallel import NoTensorParallel, ProcessGroupTensorParallel, TensorParallel
+from ..model.tensor_parallel import NoTensorParallel, TensorParallel
 from .links import LinkRoom
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +61,4 @@ def open_ports(room: LinkRoom, position: RankPosition) -> StagePorts:
 def _tensor_parallel(room: LinkRoom, position: RankPosition) -> TensorParallel:
     if position.tp_size == 1:
         return NoTensorParallel()
-    group = room.group(f"stage{position.stage_idx}", position.tp_rank, position.tp_size)
-    return ProcessGroupTensorParallel(cast("ProcessGroup", group))  # a backend has the group's collectives
+    return room.collectives(f"stage{position.stage_idx}", position.tp_rank, position.tp_size)

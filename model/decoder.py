@@ -6,6 +6,8 @@ stage it is: a part that a stage lacks is None.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -150,11 +152,11 @@ class StageModule(nn.Module):
         return logits
 
     @torch.inference_mode()
-    def order(self, hidden: Tensor) -> Tensor:
-        """As `logits`, in the weights' type, for steps that only ask which is the largest."""
+    def likeliest(self, hidden: Tensor, largest: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `largest`, an argmax over rows, finds in the logits, without them: hidden [R, H] to ids [R]."""
         assert self.norm is not None, "only the last stage has the head"
         assert self.lm_head is not None
-        return self.lm_head.order(self.norm(hidden))
+        return self.lm_head.likeliest(self.norm(hidden), largest)
 
 
 def build_stage_module(

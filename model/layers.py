@@ -7,6 +7,8 @@ partial results are summed. Parameters are plain tensors without gradients; the 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .kernels import GatedKernel, Kernels, LinearKernel, make_kernels
-from .tensor_parallel import TensorParallel
+from .tensor_parallel import TensorParallel, likeliest_of_ranks
 
 
 @dataclass(slots=True, frozen=True)
@@ -85,7 +87,10 @@ class GatedLinear(_Weighted):
 
 
 class ResidualLinear(_Weighted):
-    """The end of a branch: residual + (sum over ranks of x_r W_rᵀ) + b; row parallel."""
+    """The end of a branch: residual + (sum over ranks of x_r W_rᵀ) + b; row parallel.
+
+    Residual and bias are in the first rank's share, so that they cost no pass of their own.
+    """
 
     def __init__(self, num_inputs: int, num_outputs: int, bias: bool, place: Place, tp: TensorParallel) -> None:
         super().__init__(place.empty(num_outputs, num_inputs), bias, place)
@@ -93,16 +98,11 @@ class ResidualLinear(_Weighted):
         self.kernel: LinearKernel | None = None
 
     def finish(self) -> None:
-        self.kernel = self.kernels.linear(self._take_weight(), self.bias if self.tp.size == 1 else None)
+        self.kernel = self.kernels.linear(self._take_weight(), self.bias if self.tp.rank == 0 else None)
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
         assert self.kernel is not None, "weights are loaded first"
-        if self.tp.size == 1:
-            return self.kernel(x, residual)
-        y = self.tp.all_reduce(self.kernel(x))
-        if self.bias is not None:
-            y = y + self.bias
-        return y if residual is None else y + residual
+        return self.tp.all_reduce(self.kernel(x, residual if self.tp.rank == 0 else None))
 
 
 class RMSNorm(nn.Module):
@@ -151,10 +151,22 @@ class VocabHead(_Weighted):
         self.kernel = self.kernels.linear(self._take_weight(), None)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.order(hidden).float().contiguous()  # the sampler addresses it flat
-
-    def order(self, hidden: Tensor) -> Tensor:
-        """The logits in the weights' own type: enough to tell which is the largest, at a third of the traffic."""
         assert self.kernel is not None, "weights are loaded first"
-        logits: Tensor = self.tp.all_gather_last(self.kernel(hidden))
-        return logits[..., : self.vocab_size]
+        logits = self.tp.all_gather_last(self.kernel(hidden))[..., : self.vocab_size]
+        return logits.float().contiguous()  # the sampler addresses it flat
+
+    def likeliest(self, hidden: Tensor, largest: Callable[[Tensor], Tensor]) -> Tensor:
+        """The likeliest token of each row [R], by argmax over the logits in the weights' own type: a third of the
+        traffic, and between ranks almost none. `largest` is argmax over the last dimension of [R, V].
+        """
+        assert self.kernel is not None, "weights are loaded first"
+        logits, rank, size = self.kernel(hidden), self.tp.rank, self.tp.size
+        if size == 1:
+            return largest(logits)
+        first = rank * logits.shape[-1]
+        count = self.vocab_size - first
+        ids = largest(logits[:, : max(1, count)])
+        values = logits.gather(1, ids.unsqueeze(1)).squeeze(1)
+        if count <= 0:  # a rank of padding alone
+            values.fill_(-math.inf)
+        return likeliest_of_ranks(self.tp, values, ids + first)

@@ -94,7 +94,10 @@ class Sampled:
 
 
 class Sampler:
-    """Samples for every slot of the last stage; holds what must stay on the device between steps."""
+    """Samples for every slot of the last stage; holds what must stay on the device between steps.
+
+    `largest` is an argmax over rows, the lowest id of equals, which is all that greedy rows ask for.
+    """
 
     def __init__(
         self, num_slots: int, vocab_size: int, device: torch.device | str, compiler: GrammarCompiler | None = None
@@ -105,7 +108,7 @@ class Sampler:
         self._table = SamplingTable(num_slots, vocab_size)
         self._penalties = Penalties(num_slots, vocab_size, self.device)
         self.grammars = Grammars(compiler, vocab_size, self.device)
-        self._largest = largest_of(self.device)
+        self.largest = largest_of(self.device)
         self._all_ids = torch.arange(vocab_size, dtype=torch.int32, device=self.device)
 
     def prepare(self, inputs: StepInput, mirror: Mirror) -> SamplingStep:
@@ -144,7 +147,7 @@ class Sampler:
         penalties = self._edit(logits, step)
         if step.grammar:
             self.grammars.apply(logits, step.grammar)
-        token_ids = logits.new_empty(len(logits), dtype=torch.int64) if step.all_random else self._largest(logits)
+        token_ids = logits.new_empty(len(logits), dtype=torch.int64) if step.all_random else self.largest(logits)
         for group in step.draws:
             group = upload(group, self.device)
             token_ids.index_copy_(0, group.rows, draw(logits, group, self._all_ids))

@@ -117,8 +117,11 @@ class SamplerSink:
             assert host is not None
             return Sampled(host[place.turn, : place.length])
         work.tokens = None
-        compute_logits = self.module.order if sampling.is_greedy else self.module.logits
-        sampled = self.sampler.sample(compute_logits(self.launcher.rows(work)), sampling)
+        rows = self.launcher.rows(work)
+        if sampling.is_greedy:
+            sampled = Sampled(self.module.likeliest(rows, self.sampler.largest))
+        else:
+            sampled = self.sampler.sample(self.module.logits(rows), sampling)
         self.launcher.feed_back(work, sampled.token_ids)
         return sampled
 

@@ -1,4 +1,4 @@
-"""Tensor parallelism inside a stage: the two collectives that sharded layers need, behind a small Protocol.
+"""Tensor parallelism inside a stage: the collectives that sharded layers need, behind a small Protocol.
 
 Every rank of a stage calls the same collectives in the same order, and all ranks get equal results, so that they stay
 in step without further talk.
@@ -7,12 +7,17 @@ in step without further talk.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import AllreduceOptions, ReduceOp
 
 from ..errors import ConfigError
+
+_MAGNITUDE = 0x7FFFFFFF  # of a float32's bits
+_LAST_ID = 0xFFFFFFFF
 
 
 class TensorParallel(Protocol):
@@ -23,6 +28,10 @@ class TensorParallel(Protocol):
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks; may reuse the tensor's memory."""
+        ...
+
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        """The largest of the ranks' elements; may reuse the tensor's memory."""
         ...
 
     def all_gather_last(self, tensor: Tensor) -> Tensor:
@@ -37,6 +46,9 @@ class NoTensorParallel:
     size = 1
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
         return tensor
 
     def all_gather_last(self, tensor: Tensor) -> Tensor:
@@ -64,17 +76,23 @@ class ThreadTensorParallel:
         self._barrier.abort()
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        shares = self._exchange(tensor)
-        total = shares[0].clone()
-        for share in shares[1:]:
-            total += share
-        self._barrier.wait()  # nobody reuses its tensor while another still adds it
-        return total
+        return self._reduce(tensor, torch.add)
+
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        return self._reduce(tensor, torch.maximum)
 
     def all_gather_last(self, tensor: Tensor) -> Tensor:
         gathered = torch.cat(self._exchange(tensor), dim=-1)
         self._barrier.wait()
         return gathered
+
+    def _reduce(self, tensor: Tensor, join: Callable[..., Tensor]) -> Tensor:
+        shares = self._exchange(tensor)
+        total = shares[0].clone()
+        for share in shares[1:]:
+            join(total, share, out=total)
+        self._barrier.wait()  # nobody reuses its tensor while another still takes it in
+        return total
 
     def _exchange(self, tensor: Tensor) -> list[Tensor]:
         self._slots[self.rank] = tensor
@@ -83,7 +101,7 @@ class ThreadTensorParallel:
 
 
 class ProcessGroupTensorParallel:
-    """Ranks as processes, over a process group object of torch (gloo's or NCCL's class; no world group is needed)."""
+    """Ranks as processes, over a process group object of torch (gloo's class; no world group is needed)."""
 
     def __init__(self, group: Any) -> None:
         self.rank: int = group.rank()
@@ -94,10 +112,26 @@ class ProcessGroupTensorParallel:
         self._group.allreduce([tensor]).wait()
         return tensor
 
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        options = AllreduceOptions()
+        options.reduceOp = ReduceOp.MAX  # type: ignore[assignment]
+        self._group.allreduce([tensor], options).wait()
+        return tensor
+
     def all_gather_last(self, tensor: Tensor) -> Tensor:
         shares = [torch.empty_like(tensor) for _ in range(self.size)]
         self._group.allgather([shares], [tensor.contiguous()]).wait()
         return torch.cat(shares, dim=-1)
+
+
+def likeliest_of_ranks(tp: TensorParallel, values: Tensor, ids: Tensor) -> Tensor:
+    """Of each rank's best value [R] and its id [R] int64, the id of the largest on every rank; of equals the lowest.
+
+    One maximum over 64 bit numbers: above, the value's bits in an order that integers have, below, the id, turned over.
+    """
+    bits = (values.float() + 0.0).view(torch.int32).to(torch.int64)  # -0.0 and 0.0 are equals
+    ordered = torch.where(bits < 0, bits ^ _MAGNITUDE, bits)
+    return _LAST_ID - (tp.all_reduce_max((ordered << 32) | (_LAST_ID - ids)) & _LAST_ID)
 
 
 def shard(what: str, count: int, tp_size: int) -> int:

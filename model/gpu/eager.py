@@ -108,7 +108,7 @@ class EagerLauncher:
 
     def _head(self, rows: int) -> None:
         """The likeliest token of so many rows."""
-        self._ends.keep(self._largest(self._module.order(self._buffers.sampled[:rows])))
+        self._ends.keep(self._module.likeliest(self._buffers.sampled[:rows], self._largest))
 
     def _run_whole(self, work: StepWork) -> None:
         """A step in its own shape."""

@@ -45,7 +45,7 @@ class TrialSteps:
         self._launcher.prepare(work)
         self._launcher.run(work)
         if module.lm_head is not None and not self._launcher.greedy(work):
-            self._largest(module.order(self._launcher.rows(work)))
+            module.likeliest(self._launcher.rows(work), self._largest)
 
     def _lengths(self, shape: StepShape) -> list[int]:
         """Of each row's sequence, the step's tokens included."""

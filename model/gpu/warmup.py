@@ -83,7 +83,7 @@ def make_launcher(
 ) -> Launcher:
     """The way into the layers over the cache that the module has; `scratch_block` is a block that no sequence has."""
     device = module.rotary.device
-    if eager or module.tp.size > 1:
+    if eager:
         return EagerLauncher(module, device, limits, scratch_block, exchange)
     return GraphLauncher(module, device, limits, scratch_block, exchange)
 

@@ -79,9 +79,9 @@ def build(num_layers: int) -> tuple[StageModule, GraphLauncher]:
     return module, GraphLauncher(module, device, LIMITS, blocks, exchange)
 
 
-def greedy(compute_logits: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+def greedy(module: StageModule, hidden: Tensor) -> Tensor:
     """The head's work for rows that take the likeliest token."""
-    return largest_of(hidden.device)(compute_logits(hidden))
+    return module.likeliest(hidden, largest_of(hidden.device))
 
 
 def fill(launcher: GraphLauncher, rows: int) -> None:
@@ -112,14 +112,14 @@ def profile_decodes(num_layers: int) -> None:
 
         replay = launcher._graphs[shape].replay
         stage = time_ms(replay)
-        head, full = (time_ms(partial(greedy, compute, hidden)) for compute in (module.order, module.logits))
+        head, full = (time_ms(partial(work, hidden)) for work in (partial(greedy, module), module.logits))
         floor = (weights + rows * LENGTH * num_layers * 4096) / BYTES_PER_S * 1e3
         print(f"{rows} rows: {num_layers} layers {stage:.3f} ms (floor {floor:.3f}), head {head:.3f}, float {full:.3f}")
         if rows in (64, 256):
 
             def step(hidden: Tensor = hidden, replay: Callable[[], object] = replay) -> None:
                 replay()
-                greedy(module.order, hidden)
+                greedy(module, hidden)
 
             print_kernels(step)
 
@@ -139,7 +139,7 @@ def compare_chains(num_layers: int) -> None:
             shape = StepShape(rows, rows, all_decode=True)
             fill(launcher, rows)
             hidden = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
-            head = time_ms(partial(greedy, stage.order, hidden))
+            head = time_ms(partial(greedy, stage, hidden))
             figures.append(f"{rows} rows {time_ms(launcher._graphs[shape].replay):.3f} ms, head {head:.3f}")
         print(
             f"ours to {max_rows} rows, chained {of_products, of_norms, of_attention}: {'; '.join(figures)}", flush=True

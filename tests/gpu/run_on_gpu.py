@@ -1,8 +1,8 @@
 """Checks and times the engine on this machine's GPUs: `python tests/gpu/run_on_gpu.py OUTDIR [PART ...]`.
 
-Parts are tests, and a model with a number of stages: 8b-1, 8b-2, 8b-4, 32b-4, all of its workloads or those that
-follow behind a colon (8b-1:chat,decode+trace); without any, what the GPUs at hand allow. Each part's output goes to a
-file of its own in OUTDIR; a part that fails doesn't stop the others. The last lines sum up.
+Parts are tests, and a model with a number of stages, perhaps of several ranks: 8b-1, 8b-2, 8b-4, 8b-2x2, 32b-4, all of
+its workloads or those that follow behind a colon (8b-1:chat,decode+trace); without any, what the GPUs at hand allow.
+Each part's output goes to a file of its own in OUTDIR; a part that fails doesn't stop the others. The last lines sum up.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run(out: Path, name: str, command: list[str], limit_s: float) -> str:
     return f"{name}: {'ok' if status == 0 else f'status {status}'} in {time.monotonic() - start:.0f} s: {last}"
 
 
-def bench(out: Path, model: str, stages: int, name: str, arguments: list[str]) -> str:
+def bench(out: Path, model: str, sizes: str, name: str, arguments: list[str]) -> str:
     """One workload of `penstock bench throughput`."""
     folder = out / model
     folder.mkdir(exist_ok=True)
@@ -69,11 +69,12 @@ def bench(out: Path, model: str, stages: int, name: str, arguments: list[str]) -
     kind = "serve-sim" if "--request-rate" in arguments else "throughput"
     command = [sys.executable, "-m", "penstock", "bench", kind, str(folder), "--load-format", "dummy"]
     command += ["--skip-tokenizer-init", "--device", "cuda", "--max-model-len", "4096", "--no-enable-prefix-caching"]
-    command += ["--pipeline-parallel-size", str(stages)]
+    stages, _, ranks = sizes.partition("x")
+    command += ["--pipeline-parallel-size", stages, "--tensor-parallel-size", ranks or "1"]
     if "--max-num-seqs" not in arguments:
         command += ["--max-num-seqs", "512"]
-    command += ["--max-num-batched-tokens", "8192" if stages == 1 else "2048", "--workload", *arguments]
-    return run(out, f"{model}-{stages}-{name.replace('+', '-')}", command, LIMITS_S["bench"])
+    command += ["--max-num-batched-tokens", "8192" if stages == "1" else "2048", "--workload", *arguments]
+    return run(out, f"{model}-{sizes}-{name.replace('+', '-')}", command, LIMITS_S["bench"])
 
 
 def main() -> None:
@@ -89,15 +90,14 @@ def main() -> None:
             summary.append(run(out, "tests", [sys.executable, *test], LIMITS_S["tests"]))
             continue
         sized, _, asked = part.partition(":")
-        model, given = sized.split("-")
-        stages = int(given)
+        model, sizes = sized.split("-")
         runs = dict(WORKLOADS)
-        if stages > 1:
+        if not sizes.startswith("1"):
             runs["decode-sync"] = [*WORKLOADS["decode"], "--no-async-scheduling"]
         for name in asked.split(",") if asked else runs:
             plain, _, traced = name.partition("+")
             arguments = [*runs[plain], "--trace", str(out / f"{sized}-{plain}.json")] if traced else runs[plain]
-            summary.append(bench(out, model, stages, name, arguments))
+            summary.append(bench(out, model, sizes, name, arguments))
     print("\n".join(["", *summary]))
     (out / "summary.txt").write_text("\n".join(summary) + "\n")
 

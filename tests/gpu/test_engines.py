@@ -1,7 +1,9 @@
-"""Engines of Ray actors on GPUs: one GPU, and two stages over NCCL."""
+"""Engines of Ray actors on GPUs: one GPU, stages and ranks over NCCL, and four of them over two GPUs."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,8 @@ from penstock.configs.sampling import SamplingParams
 
 from ..actors.reference import expected_tokens
 from ..model.tiny import write_tiny_model
+from .prompts import LENGTH, NUM_DIFFERENT, PROMPTS
 
-PROMPTS = [[5, 9, 13, 200, 41] * 3, [7, 8], list(range(20, 60)), [100] * 9] * 4
-LENGTH = 24
 pytestmark = pytest.mark.usefixtures("cluster")
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
@@ -33,7 +34,7 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 )
 def test_an_engine_answers_as_transformers_does(tmp_path: Path, settings: dict[str, int]) -> None:
     model = write_tiny_model(tmp_path, "qwen3")
-    expected = expected_tokens(model, PROMPTS[:4], LENGTH) * 4
+    expected = expected_tokens(model, PROMPTS[:NUM_DIFFERENT], LENGTH) * 4
     common = {"dtype": "float32", "device": "cuda", "block_size": 16, "max_model_len": 128, "max_num_seqs": 32}
     with LLM(str(tmp_path), skip_tokenizer_init=True, gpu_memory_utilization=0.06, **common, **settings) as llm:
         params = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True)
@@ -46,7 +47,7 @@ def test_an_engine_answers_as_transformers_does(tmp_path: Path, settings: dict[s
 
 @two_gpus
 def test_tokens_that_nobody_asks_for_hold_nothing_up(tmp_path: Path) -> None:
-    expected = expected_tokens(write_tiny_model(tmp_path, "qwen3"), PROMPTS[:4], LENGTH)
+    expected = expected_tokens(write_tiny_model(tmp_path, "qwen3"), PROMPTS[:NUM_DIFFERENT], LENGTH)
     common = {"dtype": "float32", "device": "cuda", "block_size": 16, "max_model_len": 128, "max_num_seqs": 32}
     with LLM(
         str(tmp_path), skip_tokenizer_init=True, num_kv_blocks=64, pipeline_parallel_size=2, step_timeout_s=15, **common
@@ -55,6 +56,19 @@ def test_tokens_that_nobody_asks_for_hold_nothing_up(tmp_path: Path) -> None:
         for _ in range(60):  # more messages than a link holds, and than there are buffers to send them from
             assert [list(each.outputs[0].token_ids) for each in llm.generate(PROMPTS[:1], one)] == [expected[0][:1]]
         assert [list(each.outputs[0].token_ids) for each in llm.generate(PROMPTS[:4], more)] == expected
+
+
+@two_gpus
+@pytest.mark.parametrize(("stages", "ranks", "gpus"), [(4, 1, "0,1,0,1"), (2, 2, "0,1,1,0")])
+def test_four_ranks_on_two_gpus_answer_as_transformers_does(tmp_path: Path, stages: int, ranks: int, gpus: str) -> None:
+    expected = expected_tokens(write_tiny_model(tmp_path, "qwen3"), PROMPTS[:NUM_DIFFERENT], LENGTH) * 4
+    sizes = {"pipeline_parallel_size": stages, "tensor_parallel_size": ranks}
+    engines = [sizes, sizes | {"async_scheduling": False, "enforce_eager": True}]
+    command = [sys.executable, "-m", "penstock.tests.gpu.shared_gpus", str(tmp_path), gpus, *map(json.dumps, engines)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=70, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")] == [expected] * 2
 
 
 @two_gpus
