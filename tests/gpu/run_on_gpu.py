@@ -2,7 +2,8 @@
 
 Parts are tests, and a model with a number of stages, perhaps of several ranks: 8b-1, 8b-2, 8b-4, 8b-2x2, 32b-4, all of
 its workloads or those that follow behind a colon (8b-1:chat,decode+trace); without any, what the GPUs at hand allow.
-Each part's output goes to a file of its own in OUTDIR; a part that fails doesn't stop the others. The last lines sum up.
+Each part's output goes to a file of its own in OUTDIR; a part that fails doesn't stop the others. The last lines sum
+up.
 """
 
 from __future__ import annotations
