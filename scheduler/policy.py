@@ -102,7 +102,8 @@ class EvenCost:
         cohort = -(-load.running_decodes // self.num_cohorts)
         aim_s = cost.of(cohort, load.running_context / self.num_cohorts, throttled)
         alone_s = cost.of(load.num_decodes, load.context)
-        tokens = cost.prompt_tokens_within(max(aim_s, alone_s), load.num_decodes, load.context)
+        free_s = alone_s + cost.prompt_s
+        tokens = cost.prompt_tokens_within(max(aim_s, free_s), load.num_decodes, load.context)
         bound_s = self.max_slowdown * alone_s + cost.prompt_s
         bound = cost.prompt_tokens_within(bound_s, load.num_decodes, load.context)
         tokens = min(tokens, max(bound, self.throttle.min_tokens), room)

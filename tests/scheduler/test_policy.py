@@ -125,6 +125,35 @@ def test_of_cohorts_that_take_turns_one_gets_on_with_the_prompts(
     assert max(map(policy.prefill_tokens, turns)) >= min(THROTTLE.min_tokens, waiting)
 
 
+@given(
+    num_cohorts=st.integers(1, 8),
+    size=st.integers(1, 200),
+    waiting=st.integers(1, 3000),
+    knee_tokens=st.floats(1, 4000),
+    prompt_s=st.sampled_from([0.0, 1e-4, 1e-2]),
+    max_slowdown=st.floats(1, 10),
+)
+def test_prompts_go_on_while_cohorts_decode(
+    num_cohorts: int, size: int, waiting: int, knee_tokens: float, prompt_s: float, max_slowdown: float
+) -> None:
+    policy = EvenCost(THROTTLE, replace(COST, knee_tokens=knee_tokens, prompt_s=prompt_s), num_cohorts, max_slowdown)
+    contexts, given = [100 * size] * num_cohorts, 0
+    for step in range(2 * num_cohorts):
+        contexts[step % num_cohorts] += size  # each has one token more when its turn comes, and so more than the mean
+        load = replace(
+            LOAD,
+            waiting_tokens=waiting,
+            running_decodes=num_cohorts * size,
+            running_context=sum(contexts),
+            num_decodes=size,
+            context=contexts[step % num_cohorts],
+        )
+        tokens = policy.prefill_tokens(load)
+        assert tokens >= min(waiting, int(knee_tokens) - size), "these cost nothing"
+        given += tokens
+    assert given >= min(waiting, THROTTLE.min_tokens)
+
+
 @given(load=loads, policy=st.sampled_from([FillPolicy(), THROTTLE, EVEN]))
 def test_every_policy_stays_within_the_budget_and_never_stalls(load: Load, policy: PrefillPolicy) -> None:
     tokens = policy.prefill_tokens(load)
