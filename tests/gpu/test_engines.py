@@ -61,14 +61,21 @@ def test_tokens_that_nobody_asks_for_hold_nothing_up(tmp_path: Path) -> None:
 @two_gpus
 @pytest.mark.parametrize(("stages", "ranks", "gpus"), [(4, 1, "0,1,0,1"), (2, 2, "0,1,1,0")])
 def test_four_ranks_on_two_gpus_answer_as_transformers_does(tmp_path: Path, stages: int, ranks: int, gpus: str) -> None:
-    expected = expected_tokens(write_tiny_model(tmp_path, "qwen3"), PROMPTS[:NUM_DIFFERENT], LENGTH) * 4
+    expected = expected_tokens(write_tiny_model(tmp_path, "qwen3"), PROMPTS[:NUM_DIFFERENT], LENGTH)
     sizes = {"pipeline_parallel_size": stages, "tensor_parallel_size": ranks}
     engines = [sizes, sizes | {"async_scheduling": False, "enforce_eager": True}]
     command = [sys.executable, "-m", "penstock.tests.gpu.shared_gpus", str(tmp_path), gpus, *map(json.dumps, engines)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=70, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")] == [expected] * 2
+    ran = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[[")]
+    assert len(ran) == len(engines), done.stdout
+    for plain, answers, num_preemptions in ran:
+        print(f"{len(answers)} answers, {num_preemptions} preemptions")
+        assert plain == expected * 4
+        assert num_preemptions > 0
+        for which, count, tokens in answers:
+            assert tokens == expected[which][:count], "a stale token"
 
 
 @two_gpus
