@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,7 +42,7 @@ WORKLOADS = {
     "decode1024": ["decode", "--num-requests", "1024", "--max-num-seqs", "1024"],
     "rate40": ["chat", "--num-requests", "400", "--request-rate", "40"],
 }
-LIMITS_S = {"tests": 240, "bench": 130}
+LIMITS_S = {"tests": 200, "bench": 130}
 HANG_S = 75  # of one test
 
 
@@ -78,6 +79,25 @@ def bench(out: Path, model: str, sizes: str, name: str, arguments: list[str]) ->
     return run(out, f"{model}-{sizes}-{name.replace('+', '-')}", command, LIMITS_S["bench"])
 
 
+def check(out: Path) -> list[str]:
+    """All tests: the one that fills the memory, then those of engines beside those that run in one process."""
+
+    def pytest(name: str, *which: str) -> str:
+        command = [sys.executable, "-m", "pytest", *which, "-m", "gpu", "-s", "--durations=8"]
+        if find_spec("pytest_timeout"):
+            command.append(f"--timeout={HANG_S}")
+        return run(out, name, command, LIMITS_S["tests"])
+
+    alone, engines = "tests/gpu/test_burst.py", "tests/gpu/test_engines.py"
+    others = ["tests/gpu", "tests/model/test_sampler_gpu.py", f"--ignore={alone}", f"--ignore={engines}"]
+    start = time.monotonic()
+    summary = [pytest("tests-burst", alone)]
+    with ThreadPoolExecutor() as pool:
+        beside = pool.submit(pytest, "tests-engines", engines)
+        summary += [pytest("tests-in-process", *others), beside.result()]
+    return [*summary, f"tests: {time.monotonic() - start:.0f} s in all"]
+
+
 def main() -> None:
     out, count = Path(sys.argv[1]).absolute(), torch.cuda.device_count()
     parts = sys.argv[2:] or ["tests", "8b-1", *(f"8b-{n}" for n in (2, 4) if n <= count)]
@@ -85,10 +105,7 @@ def main() -> None:
     summary = [f"torch {torch.__version__}, {count} x {torch.cuda.get_device_name()}"]
     for part in parts:
         if part == "tests":
-            test = ["-m", "pytest", "tests/gpu", "tests/model/test_sampler_gpu.py", "-m", "gpu", "-s", "--durations=8"]
-            if find_spec("pytest_timeout"):
-                test.append(f"--timeout={HANG_S}")
-            summary.append(run(out, "tests", [sys.executable, *test], LIMITS_S["tests"]))
+            summary += check(out)
             continue
         sized, _, asked = part.partition(":")
         model, sizes = sized.split("-")

@@ -36,7 +36,7 @@ def test_an_engine_answers_as_transformers_does(tmp_path: Path, settings: dict[s
     model = write_tiny_model(tmp_path, "qwen3")
     expected = expected_tokens(model, PROMPTS[:NUM_DIFFERENT], LENGTH) * 4
     common = {"dtype": "float32", "device": "cuda", "block_size": 16, "max_model_len": 128, "max_num_seqs": 32}
-    with LLM(str(tmp_path), skip_tokenizer_init=True, gpu_memory_utilization=0.06, **common, **settings) as llm:
+    with LLM(str(tmp_path), skip_tokenizer_init=True, gpu_memory_utilization=0.3, **common, **settings) as llm:
         params = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True)
         outputs = llm.generate(PROMPTS, params)
         stages = llm.stats()["stages"]
