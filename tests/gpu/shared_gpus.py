@@ -23,7 +23,7 @@ from penstock.configs.sampling import SamplingParams
 from .prompts import LENGTH, NUM_DIFFERENT, PROMPTS
 
 NUM_RANKS = 4
-NUM_REQUESTS = 300
+NUM_REQUESTS = 200
 COMMON = {"dtype": "float32", "device": "cuda", "block_size": 16, "max_model_len": 128, "max_num_seqs": 32}
 NUM_BLOCKS = 32  # sequences grow to as many as 64 tokens each: 32 of them don't fit
 
