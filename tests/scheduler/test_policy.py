@@ -128,7 +128,7 @@ def test_of_cohorts_that_take_turns_one_gets_on_with_the_prompts(
 @given(
     num_cohorts=st.integers(1, 8),
     size=st.integers(1, 200),
-    waiting=st.integers(1, 3000),
+    waiting=st.integers(1, THROTTLE.max_tokens),
     knee_tokens=st.floats(1, 4000),
     prompt_s=st.sampled_from([0.0, 1e-4, 1e-2]),
     max_slowdown=st.floats(1, 10),
