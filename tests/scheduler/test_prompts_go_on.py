@@ -16,7 +16,7 @@ from penstock.scheduler.plan import StepResult, ints
 from penstock.scheduler.scheduler import Scheduler
 
 NUM_REQUESTS, PROMPT, MIN_TOKENS, NUM_STEPS = 256, 128, 128, 8
-MEASURED = StepCost(1.03e-5, 290.0, 3.06e-8, 0.0, 4.87e-4)  # of 19 layers of 8B on an H100; half the prompts starved
+MEASURED = StepCost(1.03e-5, 290.0, 3.06e-8, 0.0, 4.87e-4)  # of 19 layers of 8B on an H100; prompts starved
 
 costs = st.builds(
     StepCost,
