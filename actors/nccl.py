@@ -25,7 +25,7 @@ _DEFAULTS = {
 }
 _UNIQUE_ID_BYTES = 128
 _BYTES = 0  # ncclInt8: what is only moved travels as bytes
-_TYPES = {torch.int64: 4, torch.float16: 6, torch.float32: 7, torch.float64: 8, torch.bfloat16: 9}
+_TYPES = {torch.int64: 4, torch.float16: 6, torch.float32: 7, torch.bfloat16: 9}
 _SUM, _MAX = 0, 2
 _SENDER, _RECEIVER = 0, 1
 

@@ -18,18 +18,12 @@ import ray
 import penstock
 from penstock.actors.async_engine import AsyncEngine
 from penstock.actors.llm import LLM
-from penstock.configs.sampling import SamplingParams
 
-from .prompts import LENGTH, NUM_DIFFERENT, PROMPTS
+from .prompts import LENGTH, NUM_DIFFERENT, PROMPTS, SETTINGS, greedy
 
 NUM_RANKS = 4
 NUM_REQUESTS = 200
-COMMON = {"dtype": "float32", "device": "cuda", "block_size": 16, "max_model_len": 128, "max_num_seqs": 32}
 NUM_BLOCKS = 32  # sequences grow to as many as 64 tokens each: 32 of them don't fit
-
-
-def greedy(max_tokens: int) -> SamplingParams:
-    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
 
 
 async def ask(engine: AsyncEngine, rng: random.Random) -> tuple[int, int, list[int]]:
@@ -59,10 +53,15 @@ async def load(name: str) -> list[tuple[int, int, list[int]]]:
 def main(folder: str, gpus: str, *engines: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # Ray takes its GPU i to be the i-th of them
     ray.init(
-        num_cpus=16, num_gpus=NUM_RANKS, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False
+        "local",
+        num_cpus=16,
+        num_gpus=NUM_RANKS,
+        include_dashboard=False,
+        object_store_memory=100_000_000,
+        log_to_driver=False,
     )
     for settings in map(json.loads, engines):
-        with LLM(folder, skip_tokenizer_init=True, num_kv_blocks=NUM_BLOCKS, **COMMON, **settings) as llm:
+        with LLM(folder, skip_tokenizer_init=True, num_kv_blocks=NUM_BLOCKS, **SETTINGS, **settings) as llm:
             plain = [list(output.outputs[0].token_ids) for output in llm.generate(PROMPTS, greedy(LENGTH))]
             answers = asyncio.run(load(llm.name))
             print(json.dumps([plain, answers, llm.stats()["scheduler"]["num_preemptions"]]), flush=True)

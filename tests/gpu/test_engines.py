@@ -13,11 +13,10 @@ import torch
 
 from penstock.actors.links import open_store
 from penstock.actors.llm import LLM
-from penstock.configs.sampling import SamplingParams
 
 from ..actors.reference import expected_tokens
 from ..model.tiny import write_tiny_model
-from .prompts import LENGTH, NUM_DIFFERENT, PROMPTS
+from .prompts import LENGTH, NUM_DIFFERENT, PROMPTS, SETTINGS, greedy
 
 pytestmark = pytest.mark.usefixtures("cluster")
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -35,10 +34,8 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 def test_an_engine_answers_as_transformers_does(tmp_path: Path, settings: dict[str, int]) -> None:
     model = write_tiny_model(tmp_path, "qwen3")
     expected = expected_tokens(model, PROMPTS[:NUM_DIFFERENT], LENGTH) * 4
-    common = {"dtype": "float32", "device": "cuda", "block_size": 16, "max_model_len": 128, "max_num_seqs": 32}
-    with LLM(str(tmp_path), skip_tokenizer_init=True, gpu_memory_utilization=0.3, **common, **settings) as llm:
-        params = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True)
-        outputs = llm.generate(PROMPTS, params)
+    with LLM(str(tmp_path), skip_tokenizer_init=True, gpu_memory_utilization=0.3, **SETTINGS, **settings) as llm:
+        outputs = llm.generate(PROMPTS, greedy(LENGTH))
         stages = llm.stats()["stages"]
         assert llm.limits.cache_tokens > 100_000, "the cache takes what the memory allows"
     assert [list(output.outputs[0].token_ids) for output in outputs] == expected
@@ -48,14 +45,19 @@ def test_an_engine_answers_as_transformers_does(tmp_path: Path, settings: dict[s
 @two_gpus
 def test_tokens_that_nobody_asks_for_hold_nothing_up(tmp_path: Path) -> None:
     expected = expected_tokens(write_tiny_model(tmp_path, "qwen3"), PROMPTS[:NUM_DIFFERENT], LENGTH)
-    common = {"dtype": "float32", "device": "cuda", "block_size": 16, "max_model_len": 128, "max_num_seqs": 32}
     with LLM(
-        str(tmp_path), skip_tokenizer_init=True, num_kv_blocks=64, pipeline_parallel_size=2, step_timeout_s=15, **common
+        str(tmp_path),
+        skip_tokenizer_init=True,
+        num_kv_blocks=64,
+        pipeline_parallel_size=2,
+        step_timeout_s=15,
+        **SETTINGS,
     ) as llm:
-        one, more = (SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True) for n in (1, LENGTH))
         for _ in range(60):  # more messages than a link holds, and than there are buffers to send them from
-            assert [list(each.outputs[0].token_ids) for each in llm.generate(PROMPTS[:1], one)] == [expected[0][:1]]
-        assert [list(each.outputs[0].token_ids) for each in llm.generate(PROMPTS[:4], more)] == expected
+            assert [list(each.outputs[0].token_ids) for each in llm.generate(PROMPTS[:1], greedy(1))] == [
+                expected[0][:1]
+            ]
+        assert [list(each.outputs[0].token_ids) for each in llm.generate(PROMPTS[:4], greedy(LENGTH))] == expected
 
 
 @two_gpus
