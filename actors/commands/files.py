@@ -2,7 +2,7 @@
 
 A line of input is a JSON object with "prompt", "prompt_token_ids" or "messages", and optionally "id" and
 "sampling_params"; a line of output says its index and a digest of what it answers. A second run keeps the lines that
-are whole, cuts off one that is not, and refuses a file whose digests are of other prompts or other settings.
+are whole, cuts off one of ours that is not, and refuses a file whose digests are of other prompts or other settings.
 """
 
 from __future__ import annotations
@@ -83,13 +83,17 @@ class AnswerFile:
         """Holds the lines that are there against the prompts; how many are answered. Raises ConfigError."""
         self._file.seek(0)
         kept = 0
-        while (line := self._file.readline()).endswith(b"\n"):
+        while line := self._file.readline():
             item = next(items, None)
-            if item is None or not _answers(line, item):
+            is_whole = line.endswith(b"\n")
+            fits = _answers if is_whole else _begins
+            if item is None or not fits(line, item):
                 raise ConfigError(
                     f"--output {self.path}, line {self.num_written + 1} answers another prompt, or the same with other "
                     "settings; give another --output, or remove it"
                 )
+            if not is_whole:
+                break
             kept += len(line)
             self.num_written += 1
         self._file.truncate(kept)
@@ -122,6 +126,13 @@ def _answers(line: bytes, item: Item) -> bool:
     except ValueError:
         return False
     return isinstance(fields, Mapping) and (fields.get("index"), fields.get("digest")) == (item.index, item.digest)
+
+
+def _begins(rest: bytes, item: Item) -> bool:
+    """Whether it may be what a cut has left of the item's line; another file without a newline is not."""
+    second = "id" if "id" in item.fields else "prompt"
+    beginning = f'{{"index": {item.index}, "{second}": '.encode()
+    return rest[: len(beginning)] == beginning[: len(rest)]
 
 
 def _line(item: Item, output: RequestOutput) -> dict[str, Any]:

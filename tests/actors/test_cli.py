@@ -177,6 +177,27 @@ def test_a_second_run_goes_on_where_the_first_was_cut_off(engine: FakeEngine, fi
     assert [bytes(request.prompt_token_ids.tolist()) for request in engine.requests] == [b"c", b"d"]
 
 
+@pytest.mark.parametrize("num_left", [1, 9, 25, 60])
+def test_an_only_line_that_was_cut_off_anywhere_is_written_anew(
+    engine: FakeEngine, files: Files, num_left: int
+) -> None:
+    files.ask({"prompt": "a", "id": "first"})
+    files.run()
+    whole = files.output.read_bytes()
+    files.output.write_bytes(whole[:num_left])
+    assert files.run() == 0
+    assert files.output.read_bytes() == whole
+
+
+def test_what_follows_the_last_answer_is_left_alone(engine: FakeEngine, files: Files) -> None:
+    files.ask({"prompt": "a"})
+    files.run()
+    more = files.output.read_bytes() + b'{"index": 1, "prompt": '
+    files.output.write_bytes(more)
+    assert files.run() == 1
+    assert files.output.read_bytes() == more
+
+
 def test_a_finished_file_starts_no_engine(engine: FakeEngine, files: Files) -> None:
     files.ask({"prompt": "a"})
     files.run()
@@ -196,7 +217,9 @@ def test_answers_to_other_settings_are_not_taken_for_these(
     assert files.output.read_bytes() == before
 
 
-@pytest.mark.parametrize("strange", [b"{}\n", b"notes\n", b'{"index": 0, "digest": "0"}\n'])
+@pytest.mark.parametrize(
+    "strange", [b"{}\n", b"notes\n", b'{"index": 0, "digest": "0"}\n', b'{"my": "only copy"}', b'{"index": 1, "prompt"']
+)
 def test_a_file_that_holds_something_else_is_left_alone(files: Files, engine: FakeEngine, strange: bytes) -> None:
     files.ask({"prompt": "a"})
     files.output.write_bytes(strange)
