@@ -1,6 +1,8 @@
 """The Ray Serve application: `serve run penstock.actors.app:build model=demo`, or an `import_path` for `serve deploy`.
 
 The arguments are the settings of the engine and of the server, as in a YAML file; `model` may name such a file.
+API keys are read here, where the application is built, and replicas get their digests: a replica's environment is that
+of its node, whose Ray may have been started by anybody.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from ray.serve.schema import LoggingConfig
 from ..configs.engine import EngineConfig
 from ..configs.load import load_configs
 from ..configs.serving import ServeConfig
+from .serving.auth import load_keys
 from .serving.prefix_router import PrefixAwareRouter
 from .serving.replica import EngineReplica, FrontReplica, Replica
 
@@ -31,14 +34,16 @@ def build(arguments: dict[str, Any]) -> Application:
 def application(config: EngineConfig, serving: ServeConfig, node_id: str | None = None) -> Application:
     """The application for these settings: one deployment, or a front and engines behind it.
 
-    What takes connections runs on the node `node_id`, where one is given.
+    What takes connections runs on the node `node_id`, where one is given. Raises ConfigError for a key file that can't
+    be read here.
     """
+    keys = load_keys(serving.api_key_file)
     facing, inner = _options(serving, node_id), _options(serving, None)
     if not serving.is_replicated:
-        alone: Application = serve.deployment(name="penstock", **facing)(Replica).bind(config, serving)
+        alone: Application = serve.deployment(name="penstock", **facing)(Replica).bind(config, serving, keys)
         return alone
     engines = serve.deployment(name="engine", **inner, **_scaling(serving))(EngineReplica).bind(config, serving)
-    front: Application = serve.deployment(name="front", **facing)(FrontReplica).bind(config, serving, engines)
+    front: Application = serve.deployment(name="front", **facing)(FrontReplica).bind(config, serving, keys, engines)
     return front
 
 

@@ -14,7 +14,7 @@ VARIABLE = "PENSTOCK_API_KEY"
 
 
 class Keys:
-    """The keys that open the API; none: it is open to everybody."""
+    """The keys that open the API; none: it is open to everybody. It holds digests alone, and so may travel."""
 
     def __init__(self, keys: list[str]) -> None:
         self._digests = [_digest(key.encode()) for key in keys]
@@ -36,7 +36,10 @@ class Keys:
 
 
 def load_keys(file: str | None) -> Keys:
-    """The keys of the file and of the environment; raises ConfigError for a file that can't be read or holds none."""
+    """The keys of the file and of this process's environment, for whoever builds the application.
+
+    Raises ConfigError for a file that can't be read or holds none.
+    """
     keys = [os.environ[VARIABLE]] if os.environ.get(VARIABLE) else []
     if file is not None:
         try:

@@ -12,7 +12,7 @@ from ...configs.engine import EngineConfig
 from ...configs.serving import ServeConfig
 from ..grammar_gate import GrammarGate
 from .api import Api, Health, Metrics
-from .auth import load_keys
+from .auth import Keys
 from .chat_parser import chat_parser
 from .errors import ApiError
 from .http_server import HttpServer
@@ -33,6 +33,7 @@ class Front:
         serving: ServeConfig,
         metrics: ServingMetrics,
         *,
+        keys: Keys,
         health: Health,
         expositions: Metrics,
     ) -> None:
@@ -41,7 +42,7 @@ class Front:
         self._health = Shared(health)  # anybody may ask, and each answer is a call to the engine
         self._gate = GrammarGate(config.tokenizer_path, engine.limits.vocab_size, serving.grammar_timeout_s)
         self._service = Service(engine, serving, metrics, self._gate.check)
-        self._app = Api(self._service, load_keys(serving.api_key_file), self.check_health, Shared(expositions)).app
+        self._app = Api(self._service, keys, self.check_health, Shared(expositions)).app
         self._server: HttpServer | None = None
 
     async def start(self) -> None:

@@ -22,6 +22,7 @@ from ...configs.engine import EngineConfig
 from ...configs.serving import ServeConfig
 from ..logs import speak
 from ..ray_errors import first_line
+from .auth import Keys
 from .engine_host import EngineHost
 from .front import Front
 from .metric_merge import merge_expositions
@@ -36,7 +37,9 @@ _GATHER_S = 10.0
 class Replica:
     """One engine and the API over it."""
 
-    async def __init__(self, config: EngineConfig, serving: ServeConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: EngineConfig, serving: ServeConfig, keys: Keys
+    ) -> None:
         metrics = _begin(serving)
         self._host = await EngineHost.start(_named(config, serving), metrics)
         self._front = Front(
@@ -44,6 +47,7 @@ class Replica:
             config,
             serving,
             metrics,
+            keys=keys,
             health=self._host.check_health,
             expositions=self._host.exposition,
         )
@@ -100,13 +104,19 @@ class FrontReplica:
     """The API over all engines of a deployment."""
 
     async def __init__(  # type: ignore[misc]
-        self, config: EngineConfig, serving: ServeConfig, engines: Any
+        self, config: EngineConfig, serving: ServeConfig, keys: Keys, engines: Any
     ) -> None:
         self._metrics = _begin(serving)
         self._engines = engines
         engine = await RoutedEngine.connect(engines)
         self._front = Front(
-            engine, config, serving, self._metrics, health=engine.check_health, expositions=self._expositions
+            engine,
+            config,
+            serving,
+            self._metrics,
+            keys=keys,
+            health=engine.check_health,
+            expositions=self._expositions,
         )
         await self._front.start()
         self._has_ended = False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
+from penstock.actors.app import application
 from penstock.actors.serving.auth import VARIABLE, Keys, load_keys
 from penstock.actors.serving.errors import ApiError
+from penstock.configs.load import load_configs
 from penstock.errors import ConfigError
 
 from .served import Served
@@ -69,3 +72,18 @@ def test_a_file_without_keys_opens_nothing(content: bytes, tmp_path: Path) -> No
         load_keys(str(file))
     with pytest.raises(ConfigError, match="can't be read"):
         load_keys(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_replica_gets_the_keys_of_whoever_builds_the_application_as_digests(
+    num_replicas: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "only-here")
+    bound = application(*load_configs("demo", num_replicas=num_replicas))._bound_deployment
+    (keys,) = [each for each in bound.init_args if isinstance(each, Keys)]
+    monkeypatch.delenv(VARIABLE)
+    travelled = pickle.dumps(keys)
+    assert b"only-here" not in travelled
+    pickle.loads(travelled).check("Bearer only-here")
+    with pytest.raises(ApiError):
+        pickle.loads(travelled).check(None)

@@ -13,6 +13,7 @@ import pytest
 
 from penstock.actors.async_engine import AsyncEngine
 from penstock.actors.serving import front as front_module
+from penstock.actors.serving.auth import Keys
 from penstock.actors.serving.errors import ApiError
 from penstock.actors.serving.front import Front
 from penstock.actors.serving.metrics import ServingMetrics
@@ -29,7 +30,7 @@ def silent(request: NewRequest) -> list[TokenEvent]:
     return []
 
 
-def front_of(engine: FakeEngine, **settings: Any) -> tuple[Front, str]:
+def front_of(engine: FakeEngine, keys: Keys | None = None, **settings: Any) -> tuple[Front, str]:
     """A front that doesn't listen yet, and its URL."""
 
     async def healthy() -> None:
@@ -41,7 +42,7 @@ def front_of(engine: FakeEngine, **settings: Any) -> tuple[Front, str]:
     serving = ServeConfig(served_model_name="demo", port=free_port(), **settings)
     face = AsyncEngine(engine, desk_of(engine))  # type: ignore[arg-type]
     metrics = ServingMetrics("r1", "demo")
-    front = Front(face, engine.config, serving, metrics, health=healthy, expositions=exposition)
+    front = Front(face, engine.config, serving, metrics, keys=keys or Keys([]), health=healthy, expositions=exposition)
     return front, f"http://127.0.0.1:{serving.port}"
 
 
@@ -110,6 +111,17 @@ def test_through_serves_proxy_it_listens_nowhere_itself() -> None:
         return connection.answer
 
     assert b'"text":"hallo"' in asyncio.run(ask())
+
+
+def test_it_asks_for_the_keys_that_it_was_given() -> None:
+    async def ask() -> int:
+        front, _ = front_of(FakeEngine(echo), Keys(["one"]), ingress="proxy")
+        connection = Connection.of(front.response(), COMPLETIONS, prompt="a")
+        await connection.run()
+        await front.end()
+        return connection.status
+
+    assert asyncio.run(ask()) == 401
 
 
 def test_a_parser_that_nobody_knows_ends_the_start() -> None:

@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from penstock.actors.server import Server
+from penstock.actors.serving.auth import VARIABLE
 from penstock.configs.load import load_configs
 from penstock.errors import EngineDeadError
 
@@ -106,6 +107,17 @@ def test_a_killed_engine_takes_its_own_requests_alone(two: Server) -> None:
     assert [token_ids(each) for each in many(two, 4, max_tokens=400)] == [expected] * 4
     assert other in engines()
     assert victim not in engines()
+
+
+@pytest.mark.slow
+def test_a_key_of_the_commands_environment_is_asked_for_in_a_cluster_that_was_there_before(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "only-here")
+    with server(app_name="guarded") as served:
+        assert complete(served, PROMPT).status_code == 401
+        models = httpx.get(f"{served.url}/v1/models", headers={"authorization": "Bearer only-here"}, timeout=60)
+        assert models.status_code == 200
 
 
 def num_answered(engine: str) -> int:
