@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import pytest
@@ -82,8 +81,7 @@ def test_a_replica_gets_the_keys_of_whoever_builds_the_application_as_digests(
     bound = application(*load_configs("demo", num_replicas=num_replicas))._bound_deployment
     (keys,) = [each for each in bound.init_args if isinstance(each, Keys)]
     monkeypatch.delenv(VARIABLE)
-    travelled = pickle.dumps(keys)
-    assert b"only-here" not in travelled
-    pickle.loads(travelled).check("Bearer only-here")
+    assert "only-here" not in repr(vars(keys))
+    keys.check("Bearer only-here")
     with pytest.raises(ApiError):
-        pickle.loads(travelled).check(None)
+        keys.check(None)
