@@ -74,6 +74,8 @@ class Frontdesk:
         """One answer to come; raises PromptError where the engine could not serve it."""
         if params.max_tokens is None:
             params = params.model_copy(update={"max_tokens": max(1, self.limits.room(len(prompt.token_ids)))})
+        if params.stop_strings and self.tokenizer is None:
+            raise PromptError(index, "has stop strings, which need text; there is no tokenizer (skip_tokenizer_init)")
         problem = problem_of(prompt.token_ids, params.max_tokens or 1, self.limits)
         if problem is not None:
             raise PromptError(index, problem)

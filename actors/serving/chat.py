@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...configs.sampling import SamplingParams
-from ..outputs import CompletionOutput
+from ..outputs import CompletionOutput, PositionLogprobs
 from ..prompts import Prompt
 from .chat_constraint import constraint_of
 from .chat_delta import ChatDelta, joined
@@ -43,6 +43,8 @@ def _params(body: ChatRequest, service: Service) -> SamplingParams:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         only_one(max_tokens=body.max_tokens, max_completion_tokens=body.max_completion_tokens)
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    if body.logprobs and service.engine.tokenizer is None:
+        raise refused("logprobs need tokens' texts, and there is no tokenizer (skip_tokenizer_init)", "logprobs")
     values: dict[str, Any] = {"max_tokens": limit, "logprobs": (body.top_logprobs or 0) if body.logprobs else None}
     if (constraint := constraint_of(body, service.config.tool_call_parser)) is not None:
         values["structured_outputs"] = constraint
@@ -121,13 +123,16 @@ class _Reply:
         """What stands beside the message: logprobs, and why it ended."""
         called = output.finish_reason == "stop" and parser.num_calls > 0
         beside: dict[str, Any] = {
-            "logprobs": chat_logprobs(output, self._service.tokenizer, self._body.top_logprobs or 0),
+            "logprobs": None if output.logprobs is None else self._logprobs(output.logprobs, output.token_ids),
             "finish_reason": "tool_calls" if called else output.finish_reason,
             "stop_reason": output.stop_reason,
         }
         if self._body.return_token_ids:
             beside["token_ids"] = output.token_ids
         return beside
+
+    def _logprobs(self, tables: Sequence[PositionLogprobs], token_ids: Sequence[int]) -> dict[str, Any]:
+        return chat_logprobs(tables, token_ids, self._service.tokenizer, self._body.top_logprobs or 0)
 
     def _only_wanted(self, delta: ChatDelta) -> ChatDelta:
         """Without what the client has asked to leave out."""

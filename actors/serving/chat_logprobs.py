@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from ..outputs import CompletionOutput
+from ..outputs import PositionLogprobs
 from ..tokenizer import Tokenizer
 
 _LEAST = -9999.0  # what other servers say of a token that can't come
@@ -16,12 +17,12 @@ def finite(logprob: float) -> float:
     return logprob if _LEAST < logprob < math.inf else _LEAST
 
 
-def chat_logprobs(output: CompletionOutput, tokenizer: Tokenizer, num_likeliest: int) -> dict[str, Any] | None:
-    """An entry for each token of the output, with so many in its place; None where none were asked for."""
-    if output.logprobs is None:
-        return None
+def chat_logprobs(
+    tables: Sequence[PositionLogprobs], token_ids: Sequence[int], tokenizer: Tokenizer, num_likeliest: int
+) -> dict[str, Any]:
+    """An entry for each token of an output, with so many in its place."""
     entries = []
-    for table, token_id in zip(output.logprobs, output.token_ids, strict=True):
+    for table, token_id in zip(tables, token_ids, strict=True):
         likeliest = sorted(table.items(), key=lambda item: -item[1].logprob)[:num_likeliest]
         entry = _token(tokenizer, token_id, table[token_id].logprob)
         entries.append(entry | {"top_logprobs": [_token(tokenizer, other, each.logprob) for other, each in likeliest]})

@@ -158,6 +158,16 @@ def test_without_a_tokenizer_there_is_no_chat_and_no_text(engine: FakeEngine) ->
             face.get_tokenizer()
 
 
+def test_without_a_tokenizer_a_stop_string_is_refused_with_its_prompts_place(engine: FakeEngine) -> None:
+    stopping = SamplingParams(stop="c", max_tokens=8)
+    with (
+        LLM("demo", skip_tokenizer_init=True) as face,
+        pytest.raises(PromptError, match="prompt 1: has stop strings, which need text"),
+    ):
+        face.generate([[97], [98]], [ENOUGH, stopping])
+    assert engine.requests == []
+
+
 def test_the_tokenizer_is_transformers_own(llm: LLM) -> None:
     assert llm.get_tokenizer().decode([104, 105]) == "hi"
 

@@ -341,3 +341,17 @@ def test_without_a_tokenizer_a_conversation_is_refused() -> None:
 def test_every_sampling_field_of_completions_is_one_of_chat() -> None:
     document = Served().app.openapi()["components"]["schemas"]
     assert SamplingFields.model_fields.keys() <= document["ChatRequest"]["properties"].keys()
+
+
+def test_without_a_tokenizer_a_conversations_ids_are_answered_with_ids() -> None:
+    served = Served(has_tokenizer=False)
+    body = {"messages": HELLO, "prompt_token_ids": [72, 73], "return_token_ids": True}
+    (choice,) = served.ask(CHAT, **body)["choices"]
+    assert (choice["token_ids"], choice["logprobs"]) == ([72, 73, END], None)
+    assert joined_chat(served.stream(CHAT, **body))[0]["token_ids"] == [72, 73, END]
+
+
+def test_without_a_tokenizer_logprobs_of_a_message_are_refused_before_the_engine_runs() -> None:
+    served = Served(has_tokenizer=False)
+    error = served.refusal(CHAT, messages=HELLO, prompt_token_ids=[72], logprobs=True)
+    assert (error["param"], served.engine.requests) == ("logprobs", [])
