@@ -119,7 +119,11 @@ class ClientDesk:
         for data in client.requests.take(MAX_FRAMES_PER_TURN):
             try:
                 self._take_message(client, *unframe(data))
-            except (ValueError, TypeError) as error:  # not a message of ours: this client can't be served
+            except (
+                ValueError,
+                TypeError,
+                OverflowError,
+            ) as error:  # not a message of ours: this client can't be served
                 log.warning("client %s sent what can't be read, detached: %s", client.client_id, error)
                 client.say_failed(f"the engine can't read a message of client {client.client_id}: {error}")
                 self.detach(client.client_id)

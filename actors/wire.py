@@ -15,6 +15,7 @@ import numpy as np
 from ..scheduler.codec import decode_logprobs, decode_sampling, encode_logprobs
 from ..scheduler.messages import FinishReason, NewRequest, TokenEvent
 from ..scheduler.plan import GREEDY, Ints, Logprobs, Sampling
+from .foreign import check_request
 
 Body = bytes | memoryview
 _FINISH_REASONS = (None, "stop", "length", "abort", "error")
@@ -74,7 +75,7 @@ def decode_request(data: Body, client_id: str) -> NewRequest:
     request_id, prompt, max_tokens, sampling, stop_token_ids, eos_token_ids, ignore_eos = _unpack(data, 7)
     if not isinstance(request_id, str) or not isinstance(max_tokens, int) or not isinstance(prompt, bytes | None):
         raise ValueError(f"a malformed request: id {request_id!r}, max_tokens {max_tokens!r}")
-    return NewRequest(
+    request = NewRequest(
         request_id=request_id,
         prompt_token_ids=_array(prompt),
         max_tokens=max_tokens,
@@ -84,6 +85,8 @@ def decode_request(data: Body, client_id: str) -> NewRequest:
         eos_token_ids=tuple(eos_token_ids),
         ignore_eos=bool(ignore_eos),
     )
+    check_request(request)
+    return request
 
 
 def encode_events(events: list[TokenEvent]) -> bytes:

@@ -25,6 +25,8 @@ from .structured import StructuredOutputsParams
 
 MAX_LOGPROBS = 20
 _MAX_N = 16384
+_MAX_TOKEN_ID = (1 << 31) - 1  # ids travel as 32 bits; which ones a model has, the engine knows
+_INT64 = 1 << 63  # every other integer is below: a message carries 64 bits
 
 
 class RequestOutputKind(StrEnum):
@@ -46,16 +48,18 @@ class SamplingParams(BaseModel):
     repetition_penalty: float = Field(1.0, description="divides tokens of prompt and output; above 1 deters", gt=0)
     temperature: float = Field(1.0, description="0 takes the most likely token", ge=0)
     top_p: float = Field(1.0, description="smallest set of tokens with this probability", gt=0, le=1)
-    top_k: int = Field(0, description="most likely tokens to choose from; 0 or -1: all", ge=-1)
+    top_k: int = Field(0, description="most likely tokens to choose from; 0 or -1: all", ge=-1, lt=_INT64)
     min_p: float = Field(0.0, description="least probability, relative to the most likely token's", ge=0, le=1)
     seed: int | None = Field(
-        None, description="fixes the random draws; None or -1: another one each time", ge=-(1 << 63), lt=1 << 63
+        None, description="fixes the random draws; None or -1: another one each time", ge=-_INT64, lt=_INT64
     )
     stop: str | list[str] | None = Field(None, description="texts that end the completion, and are left out")
     stop_token_ids: list[int] | None = Field(None, description="tokens that end the completion")
     ignore_eos: bool = Field(False, description="go on after the model's end of sequence")
-    max_tokens: int | None = Field(16, description="most tokens to generate; None: up to max_model_len", ge=1)
-    min_tokens: int = Field(0, description="tokens before eos or stop_token_ids may come", ge=0)
+    max_tokens: int | None = Field(
+        16, description="most tokens to generate; None: up to max_model_len", ge=1, lt=_INT64
+    )
+    min_tokens: int = Field(0, description="tokens before eos or stop_token_ids may come", ge=0, lt=_INT64)
     logprobs: int | None = Field(
         None, description="most likely alternatives to report for each token", ge=0, le=MAX_LOGPROBS
     )
@@ -119,16 +123,15 @@ class SamplingParams(BaseModel):
     @field_validator("stop_token_ids")
     @classmethod
     def _stops_are_ids(cls, ids: list[int] | None) -> list[int] | None:
-        if ids and min(ids) < 0:
-            raise ValueError(f"token id {min(ids)} is below 0")
+        for token_id in ids or ():
+            _check_token_id(token_id)
         return ids
 
     @field_validator("logit_bias")
     @classmethod
     def _bias_is_bounded(cls, logit_bias: dict[int, float] | None) -> dict[int, float] | None:
         for token_id, bias in (logit_bias or {}).items():
-            if token_id < 0:
-                raise ValueError(f"token id {token_id} is below 0")
+            _check_token_id(token_id)
             if not -100 <= bias <= 100:
                 raise ValueError(f"the bias {bias} of token {token_id} is not within -100 to 100")
         return logit_bias
@@ -140,6 +143,13 @@ class SamplingParams(BaseModel):
         if self.stop and not self.detokenize:
             raise ValueError(f"stop is {self.stop!r}, but stop strings need detokenize=True")
         return self
+
+
+def _check_token_id(token_id: int) -> None:
+    if token_id < 0:
+        raise ValueError(f"token id {token_id} is below 0")
+    if token_id > _MAX_TOKEN_ID:
+        raise ValueError(f"token id {token_id} is above {_MAX_TOKEN_ID}")
 
 
 def _refusal(error: ValidationError) -> RequestError:

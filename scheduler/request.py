@@ -16,6 +16,7 @@ of a request that holds a slot are columns of `slots.SlotTable`; one that waits 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -154,8 +155,12 @@ def _foreign_ids(new: NewRequest, vocab_size: int) -> str | None:
     for what, ids in (("the prompt", new.prompt_token_ids), ("stop_token_ids", masked), ("logit_bias", biased)):
         if len(ids) == 0:
             continue
-        values = np.asarray(ids, dtype=np.int64)
-        low, high = int(values.min()), int(values.max())
+        low, high = _bounds(ids)
         if low < 0 or high >= vocab_size:
             return f"{what} holds token id {low if low < 0 else high}, ids are 0 to {vocab_size - 1}"
     return None
+
+
+def _bounds(ids: Ints | Sequence[int]) -> tuple[int, int]:
+    """The least and the largest; a client's integers may be larger than any array's."""
+    return (int(ids.min()), int(ids.max())) if isinstance(ids, np.ndarray) else (min(ids), max(ids))

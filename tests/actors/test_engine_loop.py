@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from penstock.actors.engine_loop import LoopSettings
-from penstock.actors.wire import Kind, frame
+from penstock.actors.wire import Kind, encode_request, frame
 from penstock.errors import EngineDeadError
+from penstock.scheduler.plan import Sampling
 
 from .rig import Answers, LoopRig, eventually, fake_output, loop_rig, request
 
@@ -45,6 +49,17 @@ def test_a_request_that_cannot_be_served_is_answered_and_others_go_on(rig: LoopR
     assert answers.tokens["fine"] == fake_output(5, 4)
 
 
+@pytest.mark.parametrize("token_id", [1000, (1 << 64) - 1])
+def test_a_stop_id_that_the_model_does_not_have_is_answered_and_others_go_on(rig: LoopRig, token_id: int) -> None:
+    client, answers = rig.client(), Answers()
+    sampling = Sampling(min_tokens=1, stop_token_ids=(token_id,))
+    client.submit(replace(request("bad"), sampling=sampling, stop_token_ids=(token_id,)))
+    client.submit(request("fine"))
+    client.read(answers, 2)
+    assert answers.ends["bad"].error == f"stop_token_ids holds token id {token_id}, ids are 0 to 999"
+    assert answers.tokens["fine"] == fake_output(5, 4)
+
+
 def test_an_abort_ends_a_request(rig: LoopRig) -> None:
     rig.workers[-1].paused = True
     client, answers = rig.client(), Answers()
@@ -70,8 +85,36 @@ def test_a_stopped_client_does_not_slow_another_and_later_gets_everything(rig: L
 
 
 def test_a_client_that_sends_rubbish_is_detached_alone(rig: LoopRig) -> None:
+    assert_detached_alone(rig, b"rubbish")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"logit_bias": ((math.inf, 0.0),)},
+        {"logit_bias": ((3, math.nan),)},
+        {"stop_token_ids": ([],)},
+        {"temperature": "warm"},
+        {"seed": 1.5},
+        {"num_logprobs": 1 << 40},
+        {"grammar": 7},
+    ],
+    ids=str,
+)
+def test_a_client_that_sends_what_no_stage_can_take_is_detached_alone(rig: LoopRig, wrong: dict[str, Any]) -> None:
+    assert_detached_alone(
+        rig, encode_request(replace(request("a"), sampling=replace(Sampling(temperature=1.0), **wrong)))
+    )
+
+
+def test_stop_ids_that_are_no_numbers_detach_their_client_alone(rig: LoopRig) -> None:
+    assert_detached_alone(rig, encode_request(replace(request("a"), stop_token_ids=([],))))  # type: ignore[arg-type]
+
+
+def assert_detached_alone(rig: LoopRig, body: bytes) -> None:
+    """Asserts that a request of these bytes costs its sender alone the engine."""
     bad, good = rig.client(), rig.client()
-    bad.requests.send(frame(Kind.REQUEST, b"rubbish"))
+    bad.requests.send(frame(Kind.REQUEST, body))
     answers = Answers()
     good.submit(request("a"))
     good.read(answers, 1)
