@@ -12,7 +12,7 @@ from ..errors import RequestError
 from .answer import Answer
 from .frontdesk import Frontdesk
 from .mailroom import Mailroom
-from .opening import default_sampling_params, failure_of
+from .opening import default_sampling_params, failure_of, open_desk
 from .outputs import RequestOutput
 from .prompts import Limits, Prompt
 from .tokenizer import Tokenizer
@@ -86,23 +86,23 @@ class AsyncEngine:
         for answer in answers:
             if answer.request_id in self._running:
                 raise RequestError(f"request_id {answer.request_id!r} is running already; choose another, or none")
-        inbox = self._mailroom().inbox()
+        desk, inbox = self._desk, self._mailroom().inbox()  # this desk to the end, whatever `rejoin` does meanwhile
         self._running |= {answer.request_id: answer for answer in answers}
         num_open = len(answers)
         try:
             for answer in answers:
-                self._desk.submit(answer, inbox.post)
+                desk.submit(answer, inbox.post)
             while num_open:
-                moved = {id(arrival.answer): self._desk.accept(arrival) for arrival in await inbox.take()}
+                moved = {id(arrival.answer): desk.accept(arrival) for arrival in await inbox.take()}
                 for answer in moved.values():
-                    if (failure := failure_of(self._desk, answer)) is not None:
+                    if (failure := failure_of(desk, answer)) is not None:
                         raise failure
                 num_open = sum(not answer.finished for answer in answers)
                 yield list(moved.values())
         finally:
             for answer in answers:
                 self._running.pop(answer.request_id, None)
-            self._desk.abort(answers)
+            desk.abort(answers)
 
     def abort(self, request_id: str) -> None:
         """Ends a request by the id of its outputs; its iterator gets a last output with finish_reason "abort"."""
@@ -125,6 +125,14 @@ class AsyncEngine:
     def is_dead(self) -> bool:
         """Whether the engine has ended, or this handle was closed."""
         return self._desk.client.is_dead
+
+    def rejoin(self) -> None:
+        """Takes another client where this one has lost an engine that lives: one of them paused for too long.
+
+        What the lost one owed has failed, and stays so. Raises EngineDeadError where the engine takes none.
+        """
+        lost, self._desk = self._desk, open_desk(self._handle, self._desk.tokenizer)
+        lost.client.close()  # so that the engine ends what it may still run for it
 
     def close(self) -> None:
         """Leaves the engine, which goes on."""

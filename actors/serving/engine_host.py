@@ -13,6 +13,7 @@ from ..engine import EngineHandle, start_engine
 from ..opening import open_desk
 from ..tokenizer import load_tokenizer
 from .metrics import ServingMetrics
+from .shared import Shared
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class EngineHost:
         self._handle = handle
         self._healthy_until_s = 0.0
         self._failure: str | None = None  # at the last look
+        self._rejoin = Shared(self._joined_again)  # Serve and clients may look at the same time
         self._observing = asyncio.create_task(self._observe_now_and_then())
 
     @classmethod
@@ -44,10 +46,12 @@ class EngineHost:
             raise
 
     async def check_health(self) -> None:
-        """Raises EngineDeadError when the engine is dead or hung."""
-        if time.monotonic() >= self._healthy_until_s:
+        """Raises EngineDeadError when the engine is dead or hung, or can't be joined again after one side's pause."""
+        if time.monotonic() >= self._healthy_until_s or self.engine.is_dead:
             try:
                 await self.engine.health()
+                if self.engine.is_dead:
+                    await self._rejoin()
             except EngineDeadError as error:
                 self._failure = str(error)
                 raise
@@ -68,6 +72,10 @@ class EngineHost:
         self._observing.cancel()
         self.engine.close()
         await asyncio.to_thread(self._handle.shutdown)
+
+    async def _joined_again(self) -> None:
+        log.warning("engine %r lives and this process had lost it: joining it again", self.engine.name)
+        await asyncio.to_thread(self.engine.rejoin)
 
     async def _observe_now_and_then(self) -> None:
         while True:

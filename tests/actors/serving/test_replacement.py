@@ -1,4 +1,4 @@
-"""Replicas that come and go: those of a stage that died or hung are replaced, and load brings more.
+"""Replicas that come and go: those of a stage that died or hung are replaced, a pause is got over, load brings more.
 
 Apart from the other tests of replicas, whose server has the same name.
 """
@@ -35,6 +35,26 @@ def test_a_dead_or_hung_stage_shows_in_health_and_the_replica_is_replaced(
         assert replacement != victim
         eventually(lambda: not alive({pid}))
         eventually(lambda: free_resources()["CPU"] == 14)
+
+
+@pytest.mark.slow
+def test_an_engine_that_paused_until_its_requests_were_given_up_serves_again_and_is_not_replaced(
+    ray_cluster: str,
+) -> None:
+    with server() as served, ThreadPoolExecutor(1) as clients:
+        (engine,) = engines()
+        pid = stats(engine)["pid"]
+        expected = token_ids(complete(served, PROMPT))
+        running = clients.submit(complete, served, PROMPT, max_tokens=400)
+        eventually(lambda: stats(engine)["scheduler"]["running"] == 1)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert running.result(30).status_code == 503
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        eventually(lambda: health(served) == 200, timeout_s=10)
+        assert token_ids(complete(served, PROMPT)) == expected
+        assert engines() == [engine]
 
 
 @pytest.mark.slow
