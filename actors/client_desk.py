@@ -103,9 +103,9 @@ class ClientDesk:
                 client.keep_alive()
 
     def fail(self, message: str) -> None:
-        """Tells every client that the engine has ended; later requests are answered with the message."""
+        """Tells every client that the engine has ended, which ends its requests; later ones are answered with that."""
         self.failure = message
-        self.grammars.fail(message)
+        self.grammars.forget_all()
         for client in self._clients.values():
             client.say_failed(message)
 
@@ -119,11 +119,7 @@ class ClientDesk:
         for data in client.requests.take(MAX_FRAMES_PER_TURN):
             try:
                 self._take_message(client, *unframe(data))
-            except (
-                ValueError,
-                TypeError,
-                OverflowError,
-            ) as error:  # not a message of ours: this client can't be served
+            except (ValueError, TypeError, OverflowError) as error:  # no message of ours: its sender can't be served
                 log.warning("client %s sent what can't be read, detached: %s", client.client_id, error)
                 client.say_failed(f"the engine can't read a message of client {client.client_id}: {error}")
                 self.detach(client.client_id)

@@ -42,7 +42,8 @@ class ClientPort:
         self.last_heard = 0.0  # on the engine's clock
         self._log = log
         self._behind: dict[str, TokenEvent] = {}  # by request id: the first event not sent, or the error that ended it
-        self._farewell: bytes | None = None  # the engine's end, until the socket takes it
+        self._failure: str | None = None  # the engine's end
+        self._farewell: bytes | None = None  # the news of it, until the socket takes it
 
     @property
     def is_behind(self) -> bool:
@@ -72,7 +73,8 @@ class ClientPort:
         self.events.send(_KEEPALIVE)
 
     def say_failed(self, message: str) -> None:
-        """Tells the client that the engine has ended, after everything else."""
+        """Tells the client that the engine has ended, after everything else; by that it ends what is open."""
+        self._failure = message
         self._farewell = frame(Kind.FAILED, encode_text(message))
         self.catch_up()
 
@@ -96,4 +98,7 @@ class ClientPort:
             self._behind[event.request_id] = event
 
     def _missing(self, first: TokenEvent) -> TokenEvent:
-        return self._log.catch_up(first.client_id, first.request_id, first.start) or first
+        event = self._log.catch_up(first.client_id, first.request_id, first.start) or first
+        if self._failure is not None and event.error == self._failure:  # the farewell says it, and whose fault it is
+            event.finish_reason = event.error = None
+        return event

@@ -221,13 +221,14 @@ class EngineLoop:
         self._on_failure(message)
 
     def _end(self, message: str) -> None:
-        """Ends the engine for good: answers what is open, and tells the clients."""
+        """Ends the engine for good, and tells the clients, who answer what is open with that."""
         self.failure = message
         try:
-            self.scheduler.fail_all(message)
             self._desk.deliver(self.scheduler.take_events())
-        except Exception:  # the scheduler itself may be what broke; FAILED answers every request as well
-            log.exception("the scheduler can't answer its requests")
+            self.scheduler.fail_all(message)
+            self.scheduler.take_events()  # an end that came before FAILED would seem to be the request's own fault
+        except Exception:  # the scheduler itself may be what broke; FAILED answers every request
+            log.exception("the scheduler can't end its requests")
         self._desk.fail(message)
         for worker in self.workers:
             self._polls.unwatch(worker.uplink.zmq_socket)

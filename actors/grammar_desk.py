@@ -148,11 +148,9 @@ class GrammarDesk:
                     kind = split_spec(compilation.spec)[0]
                     self._refuse(request, f"the {kind} was not compiled within {COMPILE_TIMEOUT_S:.0f} s")
 
-    def fail(self, message: str) -> None:
-        """Answers everything that waits."""
+    def forget_all(self) -> None:
+        """Drops everything that waits: the engine has ended, and says so to the clients."""
         for compilation in self._compilations.values():
-            for request, _ in compilation.waiting.values():
-                self._refuse(request, message)
             compilation.waiting.clear()
 
     def _settle(self, compilation: _Compilation) -> None:

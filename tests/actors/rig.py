@@ -162,10 +162,13 @@ class FakeClient:
         self.events = sockets.receiver(sockets.peer, max_frames)
         requests = sockets.receiver(sockets.peer, 1024)
         self.requests = sockets.sender(requests.address, 1024)
+        self.open: set[str] = set()  # requests without an end
         self.failed: str | None = None
+        self.open_when_failed: set[str] = set()
         loop.attach(ClientPort(client_id, requests, sockets.sender(self.events.address, max_frames), loop.scheduler))
 
     def submit(self, new: NewRequest) -> None:
+        self.open.add(new.request_id)
         assert self.requests.send(frame(Kind.REQUEST, encode_request(new)))
 
     def abort(self, request_id: str) -> None:
@@ -185,12 +188,19 @@ class FakeClient:
             if kind is Kind.EVENTS:
                 for event in decode_events(body, self.client_id):
                     answers(event)
+                self.open -= answers.ends.keys()
             elif kind is Kind.FAILED:
-                self.failed = str(body)
+                self._fail(decode_text(body), answers)
 
     def close(self) -> None:
         self.requests.close()
         self.events.close()
+
+    def _fail(self, message: str, answers: Answers) -> None:
+        """Answers what is open, as a client does."""
+        self.failed, self.open_when_failed, self.open = message, self.open, set()
+        for request_id in self.open_when_failed:
+            answers(TokenEvent(self.client_id, request_id, 0, finish_reason="error", error=message))
 
 
 @dataclass

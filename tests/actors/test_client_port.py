@@ -9,7 +9,7 @@ import pytest
 from penstock.actors.client_port import ClientPort
 from penstock.actors.sockets import Receiver, Sender
 from penstock.actors.wire import Kind, decode_events, decode_text, unframe
-from penstock.scheduler.messages import TokenEvent
+from penstock.scheduler.messages import FinishReason, TokenEvent
 from penstock.scheduler.plan import ints
 
 
@@ -39,6 +39,7 @@ class FakeLog:
 
     def __init__(self) -> None:
         self.outputs: dict[str, list[int]] = {}
+        self.errors: dict[str, str] = {}
         self.forgotten: list[str] = []
 
     def grow(self, request_id: str, token: int) -> TokenEvent:
@@ -48,7 +49,9 @@ class FakeLog:
 
     def event(self, request_id: str, start: int) -> TokenEvent:
         tokens = self.outputs[request_id]
-        return TokenEvent("c", request_id, start, ints(tokens[start:]), finish_reason="stop" if 9 in tokens else None)
+        error = self.errors.get(request_id)
+        reason: FinishReason | None = "error" if error else "stop" if 9 in tokens else None
+        return TokenEvent("c", request_id, start, ints(tokens[start:]), finish_reason=reason, error=error)
 
     def catch_up(self, client_id: str, request_id: str, start: int) -> TokenEvent | None:
         return self.event(request_id, start) if request_id in self.outputs else None
@@ -129,3 +132,19 @@ def test_the_news_of_the_engines_end_comes_last_and_is_not_lost(rig: Rig) -> Non
     assert [kind for kind, _ in kinds] == [Kind.EVENTS, Kind.FAILED]
     assert decode_text(kinds[1][1]) == "stage 1 died"
     assert not rig.port.is_behind
+
+
+def test_what_the_engines_end_has_ended_gets_its_tokens_and_no_end_before_the_news(rig: Rig) -> None:
+    rig.sender.full = True
+    rig.port.deliver([rig.log.grow("a", 1), rig.log.grow("b", 9)])
+    rig.port.deliver([TokenEvent("c", "r", 0, finish_reason="error", error="too long: 9 > 8")])
+    rig.log.errors["a"] = "stage 1 died"
+    rig.port.say_failed("stage 1 died")
+    rig.sender.full = False
+    rig.port.catch_up()
+    events = decode_events(unframe(rig.sender.sent[0])[1], "c")
+    assert [(e.request_id, e.token_ids.tolist(), e.finish_reason, e.error) for e in events] == [
+        ("a", [1], None, None),
+        ("b", [9], "stop", None),
+        ("r", [], "error", "too long: 9 > 8"),
+    ]

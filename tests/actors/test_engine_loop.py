@@ -152,6 +152,20 @@ def test_a_workers_failure_is_the_answer_now_and_later(rig: LoopRig) -> None:
         assert answers.ends[name].error == "stage 0 rank 0 (pid 1000) failed: ValueError: a broken tensor"
 
 
+def test_an_engine_that_fails_leaves_it_to_that_news_to_end_what_is_open(rig: LoopRig) -> None:
+    client, answers = rig.client(), Answers()
+    rig.workers[-1].paused = True
+    for name in "ab":
+        client.submit(request(name))
+    client.submit(request("refused", num_prompt=300))
+    client.read(answers, 1)
+    rig.workers[0].fail("ValueError: a broken tensor")
+    client.read(answers, 3)
+    assert client.failed == rig.loop.failure
+    assert client.open_when_failed == {"a", "b"}, "an error without that news is the request's own"
+    assert rig.loop.call(lambda: rig.loop.scheduler.num_unfinished) == 0
+
+
 def test_a_scheduler_that_raises_fails_the_engine_with_its_words(rig: LoopRig, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise AssertionError("block 7 twice")

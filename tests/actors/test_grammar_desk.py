@@ -135,6 +135,7 @@ def test_an_engine_that_fails_answers_what_waits(rig: LoopRig, waiting: FakeClie
     rig.workers[0].fail("ValueError: a broken tensor")
     waiting.read(answers, 1)
     assert "a broken tensor" in (answers.ends["a"].error or "")
+    assert waiting.open_when_failed == {"a"}
 
 
 def test_an_id_that_waits_is_in_use(rig: LoopRig, waiting: FakeClient) -> None:
