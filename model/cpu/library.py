@@ -22,6 +22,8 @@ from typing import Any
 
 import torch  # noqa: F401  loads the OpenMP runtime that the library's symbols resolve to
 
+from ..cache_folder import cache_folder
+
 logger = logging.getLogger(__name__)
 
 _SOURCES = ("kernels.c", "products.c")
@@ -79,22 +81,12 @@ def _compiled() -> Path:
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
         raise OSError(f"no compiler {os.environ.get('CC') or 'cc'} on the PATH")
-    folder = _cache_folder()
+    folder = cache_folder()
     target = folder / f"cpu-{_digest(compiler)}.so"
     if not target.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             _compile(compiler, Path(scratch)).replace(target)
     return target
-
-
-def _cache_folder() -> Path:
-    """The user's own; one that others may write to is refused, because what lies in it gets loaded."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise OSError(f"{folder} belongs to another user or is writable by others")
-    return folder
 
 
 def _digest(compiler: str) -> str:

@@ -1,8 +1,8 @@
 """Kernels that start while the one before still runs (programmatic dependent launch, Hopper and later).
 
 A chained kernel is launched as soon as every program of the one before has said that it may be followed. Before it has
-waited for its inputs it reads and writes nothing. The wait ends when the kernel before has ended, which has waited
-itself, and so all before it. To read ahead in that time does not pay (LOG.md).
+waited for its inputs it writes nothing, and reads nothing but weights. The wait ends when the kernel before has ended,
+which has waited itself, and so all before it.
 """
 
 from __future__ import annotations

@@ -1,91 +1,37 @@
-"""Products of few rows with a large weight, for steps that are bound by reading the weights.
+"""Products of few rows with a large weight, for steps that are bound by reading the weights (`products.cu`).
 
-The weights' rows take the place that the matrix instruction gives to many rows, and the step's rows the other: none of
-the instruction is padding. Tiles come by bulk copies (TMA), several steps ahead. Every row is added up in the same
-order whatever the number of rows.
+Within `MAX_ROWS / 2` rows every row is added up in the same order whatever their number, and so it is above.
 """
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import chain
-from .chain import may_follow, wait_for_inputs
+from .driver import Kernel, TensorMap, can_compile, compiled, tensor_map
 
-MAX_ROWS = 64  # above, cuBLAS is faster on an H200 (LOG.md)
-_MAX_CHAINED_ROWS = 32  # above, to start early costs more than it gains
-_MAX_SHARED = 225_000  # bytes of a multiprocessor's memory that a program may take
-_MAX_STAGES = 8
-_ALIGNMENT = 16  # bytes, of a row
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _product(  # type: ignore[no-untyped-def]
-    weight, x, residual, out, rows, outputs, inputs,
-    GATED: tl.constexpr, ADD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
-    """BN outputs of all rows."""
-    first = tl.program_id(0) * BN
-    at_n = first + tl.arange(0, BN)
-    at_m = tl.arange(0, BM)
-    wait_for_inputs(CHAINED)
-    acc = tl.zeros((BN, BM), tl.float32)
-    up = tl.zeros((BN, BM), tl.float32)
-    for k in tl.range(0, inputs, BK, num_stages=STAGES):
-        w = weight.load([first, k])
-        given = x.load([0, k]).T
-        acc = tl.dot(w, given, acc)
-        if GATED:
-            up = tl.dot(weight.load([outputs + first, k]), given, up)
-    may_follow(CHAINED)
-    if GATED:
-        gate = acc.to(out.dtype.element_ty).to(tl.float32)
-        gate = (gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty).to(tl.float32)
-        acc = gate * up.to(out.dtype.element_ty).to(tl.float32)
-    result = acc.T
-    place = at_m[:, None].to(tl.int64) * outputs + at_n[None, :]
-    inside = (at_m < rows)[:, None] & (at_n < outputs)[None, :]
-    if ADD:
-        result += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
+MAX_ROWS = 128
+_INPUTS = 64  # of a tile
+_MIN_BOX_ROWS = 16
+_MAX_STAGES = 16
+_SHARED_BYTES = 222_000  # of a multiprocessor's memory, for rings
+_WIDTHS = (64, 80, 96, 112, 128, 160, 192, 208, 224)
+_GAIN_OF_TWO, _COST_OF_SPLIT = 0.78, 1.3  # times the time for the same bytes (LOG.md)
 
 
 @dataclass(slots=True, frozen=True)
 class Tiles:
-    """How a product is cut."""
+    """How a product is cut: rows of the weight for a program, programs that share the inputs, places in a ring."""
 
-    outputs: int
-    rows: int
-    inputs: int
+    width: int
+    split: int
     stages: int
-    warps: int = 4
-
-
-def tiles_for(rows: int, gated: bool) -> Tiles:
-    """Measured on an H200 (LOG.md): narrow tiles; deep buffers, or two programs to a multiprocessor where gated."""
-    width = max(16, triton.next_power_of_2(rows))
-    inputs = 64 if gated and width > 32 else 128
-    bytes_of_stage = (64 * (1 + gated) + width) * inputs * 2
-    return Tiles(64, width, inputs, min(_MAX_STAGES, _MAX_SHARED // (1 + gated) // bytes_of_stage))
-
-
-def serves(weight: Tensor) -> bool:
-    """Whether `product` takes such a weight on this device."""
-    dense = weight.is_contiguous() and weight.dtype in (torch.bfloat16, torch.float16)
-    aligned = weight.shape[1] * weight.element_size() % _ALIGNMENT == 0
-    return dense and aligned and torch.cuda.get_device_capability(weight.device)[0] == 9
-
-
-def chained(rows: int) -> bool:
-    """Whether a product of so many rows starts while the kernel before still runs."""
-    return rows <= _MAX_CHAINED_ROWS and chain.chained()
 
 
 def product(
@@ -100,24 +46,97 @@ def product(
     out = residual if residual is not None else x.new_empty(rows, outputs)
     if not rows:
         return out
-    tiles = tiles or tiles_for(rows, gated)
     x = x if x.is_contiguous() else x.contiguous()
-    _product[(triton.cdiv(outputs, tiles.outputs),)](
-        TensorDescriptor.from_tensor(weight, [tiles.outputs, tiles.inputs]),
-        TensorDescriptor.from_tensor(x, [tiles.rows, tiles.inputs]),
-        out,
-        out,
-        rows,
-        outputs,
-        inputs,
-        GATED=gated,
-        ADD=residual is not None,
-        BN=tiles.outputs,
-        BM=tiles.rows,
-        BK=tiles.inputs,
-        STAGES=tiles.stages,
-        CHAINED=chained(rows),
-        launch_pdl=chained(rows),
-        num_warps=tiles.warps,
+    padded, box = _padded(rows), max(_MIN_BOX_ROWS, 1 << (rows - 1).bit_length())
+    tiles = tiles or tiles_for(padded, len(weight), inputs, gated)
+    _kernel(padded, tiles, gated, residual is not None).launch(
+        -(-len(weight) // tiles.width) * tiles.split,
+        (
+            _map_of(weight.data_ptr(), *weight.shape, tiles.width // (1 + gated)),
+            _map_of(x.data_ptr(), *x.shape, box),
+            ctypes.c_void_p(out.data_ptr()),
+            *map(ctypes.c_int, (rows, outputs, inputs, box)),
+        ),
     )
     return out
+
+
+@cache
+def tiles_for(padded: int, weight_rows: int, inputs: int, gated: bool) -> Tiles:
+    """The cheapest of `possible_tiles`."""
+    return min(possible_tiles(padded, weight_rows, inputs, gated), key=lambda each: each[0])[1]
+
+
+def possible_tiles(padded: int, weight_rows: int, inputs: int, gated: bool) -> list[tuple[float, Tiles]]:
+    """Tiles with their cost: what the busiest multiprocessor reads, for one program or for two, which hide more."""
+    found = []
+    for width, split, together in itertools.product(_WIDTHS, (1, 2), (1, 2)):
+        programs, tiles = -(-weight_rows // width) * split, Tiles(width, split, _depth(padded, width, together))
+        alone = programs <= _num_multiprocessors() and together == 2
+        if alone or not _possible(padded, tiles, gated):
+            continue
+        rounds = -(-programs // (_num_multiprocessors() * together))
+        read = rounds * together * (width + padded) * -(-inputs // split)
+        found.append((read * (1.0, _GAIN_OF_TWO)[together - 1] * (1.0, _COST_OF_SPLIT)[split - 1], tiles))
+    return found
+
+
+def serves(weight: Tensor) -> bool:
+    """Whether `product` takes such a weight on this device."""
+    dense = weight.is_contiguous() and weight.dtype == torch.bfloat16
+    aligned = weight.shape[0] % 16 == 0 and weight.shape[1] % 8 == 0
+    return dense and aligned and torch.cuda.get_device_capability(weight.device)[0] == 9 and can_compile()
+
+
+def _padded(rows: int) -> int:
+    return MAX_ROWS // 2 if rows <= MAX_ROWS // 2 else MAX_ROWS
+
+
+def _stage_bytes(padded: int, width: int) -> int:
+    return (padded + width) * _INPUTS * 2
+
+
+def _depth(padded: int, width: int, together: int) -> int:
+    return min(_MAX_STAGES, _SHARED_BYTES // together // _stage_bytes(padded, width))
+
+
+def _possible(padded: int, tiles: Tiles, gated: bool) -> bool:
+    """Whether the kernel takes them: the copies' swizzle wants eighths, and the ring holds the sums afterwards."""
+    width = tiles.width // (1 + gated)
+    sums_fit = padded * (tiles.width + 8) * 4 <= tiles.stages * _stage_bytes(padded, tiles.width)
+    return width % 8 == 0 and width // tiles.split % 4 == 0 and tiles.stages >= 3 and sums_fit
+
+
+@cache
+def _num_multiprocessors() -> int:
+    return torch.cuda.get_device_properties("cuda").multi_processor_count
+
+
+@lru_cache(maxsize=4096)
+def _map_of(pointer: int, rows: int, columns: int, box_rows: int) -> TensorMap:
+    return tensor_map(pointer, rows, columns, box_rows, _INPUTS)
+
+
+@cache
+def _kernel(padded: int, tiles: Tiles, gated: bool, added: bool) -> Kernel:
+    shared_bytes = tiles.stages * _stage_bytes(padded, tiles.width) + 1024  # the ring begins at a multiple of 1024
+    image = compiled(source(padded, tiles, gated, added))
+    return Kernel(image, "product", threads=2 * padded + 32, shared_bytes=shared_bytes, cluster=tiles.split)
+
+
+def source(padded: int, tiles: Tiles, gated: bool, added: bool) -> str:
+    """The text of one variant."""
+    macros = {"ROWS": padded, "BN": tiles.width, "SPLIT": tiles.split, "STAGES": tiles.stages}
+    macros |= {"GATED": int(gated), "ADD": int(added)}
+    defined = "".join(f"#define {name} {value}\n" for name, value in macros.items())
+    return defined + _multiply(tiles.width) + Path(__file__).with_name("products.cu").read_text()
+
+
+def _multiply(width: int) -> str:
+    """The matrix instruction: d [64, width] += a [64, 16] b [width, 16]ᵀ, both in shared memory."""
+    count = width // 2
+    registers = ", ".join(f"%{i}" for i in range(count))
+    sums = ", ".join(f'"+f"((d)[{i}])' for i in range(count))
+    instruction = f"wgmma.mma_async.sync.aligned.m64n{width}k16.f32.bf16.bf16"
+    text = f"{instruction} {{{registers}}}, %{count}, %{count + 1}, 1, 1, 1, 0, 0;"
+    return f'#define MULTIPLY(d, a, b) asm volatile("{text}" : {sums} : "l"(a), "l"(b))\n'

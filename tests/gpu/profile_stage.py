@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from penstock.configs.model_config import read_model_config
 from penstock.model.decoder import StageModule, build_stage_module
 from penstock.model.exchange import Exchange
-from penstock.model.gpu import decode_attention, fused, kernels, products
+from penstock.model.gpu import decode_attention, fused, kernels
 from penstock.model.gpu.attention import FlashKernel, find_flash_attention
 from penstock.model.gpu.buckets import Buckets, StepShape
 from penstock.model.gpu.clock import timing_event
@@ -127,11 +127,9 @@ def profile_decodes(num_layers: int) -> None:
 def compare_chains(num_layers: int) -> None:
     """Steps of decodes with the library's products and with ours, by what starts while the kernel before still runs."""
     Buckets.shapes = lambda self: [StepShape(rows, rows, all_decode=True) for rows in (128, 64, 16)]  # type: ignore[method-assign]
-    every, none = (True, True, True), (False, False, False)  # products, norms, attention
-    ways = [(0, every), (0, none), (64, none), (64, every), (64, (False, True, True)), (64, (True, True, False))]
-    for max_rows, (of_products, of_norms, of_attention) in ways:
+    for max_rows, of_norms, of_attention in itertools.product((0, 128), (False, True), (False, True)):
         setattr(kernels, "MAX_ROWS", max_rows)  # noqa: B010
-        for module, whether in ((products, of_products), (fused, of_norms), (decode_attention, of_attention)):
+        for module, whether in ((fused, of_norms), (decode_attention, of_attention)):
             setattr(module, "chained", lambda *_, whether=whether: whether)  # noqa: B010
         stage, launcher = build(num_layers)
         figures = []
@@ -141,9 +139,7 @@ def compare_chains(num_layers: int) -> None:
             hidden = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
             head = time_ms(partial(greedy, stage, hidden))
             figures.append(f"{rows} rows {time_ms(launcher._graphs[shape].replay):.3f} ms, head {head:.3f}")
-        print(
-            f"ours to {max_rows} rows, chained {of_products, of_norms, of_attention}: {'; '.join(figures)}", flush=True
-        )
+        print(f"ours to {max_rows} rows, chained {of_norms, of_attention}: {'; '.join(figures)}", flush=True)
         del stage, launcher
         torch.cuda.empty_cache()
 

@@ -5,146 +5,133 @@ Kernels are compiled by many processes first, then timed in graphs over several 
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.model.gpu.clock import timing_event
-from penstock.model.gpu.fused import silu_mul
-from penstock.model.gpu.products import Tiles, product
+from penstock.model.gpu.driver import compiled
+from penstock.model.gpu.fused import rms_norm, silu_mul
+from penstock.model.gpu.products import Tiles, possible_tiles, product, source, tiles_for
 
-SHAPES = {  # outputs, inputs, gated, added to the residual
+SHAPES = {  # rows of the weight, inputs, gated, added to the residual
     "qkv": (6144, 4096, False, False),
     "o": (4096, 4096, False, True),
-    "gate_up": (12288, 4096, True, False),
+    "gate_up": (24576, 4096, True, False),
     "down": (4096, 12288, False, True),
-    "head": (151936, 4096, False, False),
 }
-ROWS = (16, 32, 64, 128)
-MAX_SHARED = 225_000
+NUM_LAYERS = 8
 BYTES_PER_S = 4.3e12
 NUM_COMPILERS = 14
+MOST_PROGRAMS = 280  # more than two to each multiprocessor
+
+Layer = list[Tensor]  # the weights in SHAPES' order
 
 
-def shared(tiles: Tiles, gated: bool) -> int:
-    """Bytes of a program's buffers."""
-    return tiles.stages * (tiles.outputs * (1 + gated) + tiles.rows) * tiles.inputs * 2
+def padded(rows: int) -> int:
+    return 64 if rows <= 64 else 128
 
 
-def candidates(rows: int, gated: bool) -> list[Tiles]:
-    """Those whose buffers fit and are deep enough to hide the memory's latency."""
-    width, found = max(16, triton.next_power_of_2(rows)), []
-    for outputs, inputs, warps in itertools.product((64, 128), (64, 128), (4, 8)):
-        if (outputs * width * (1 + gated) > 128 * 128 and warps == 4) or (outputs == 64 and warps == 8):
-            continue
-        each = shared(Tiles(outputs, width, inputs, 1), gated)
-        for stages in {min(MAX_SHARED // each, 8), min(MAX_SHARED // each // 2, 6)}:
-            if stages >= 3:
-                found.append(Tiles(outputs, width, inputs, stages, warps))
-    return found
+def candidates(name: str, rows: int) -> list[Tiles]:
+    weight_rows, inputs, gated, _ = SHAPES[name]
+    found = possible_tiles(padded(rows), weight_rows, inputs, gated)
+    return [tiles for _, tiles in found if 90 <= weight_rows / tiles.width * tiles.split <= MOST_PROGRAMS]
 
 
-def tensors(name: str, rows: int, copies: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    outputs, inputs, gated, _ = SHAPES[name]
-    weights = [
-        torch.randn(outputs * (1 + gated), inputs, device="cuda", dtype=torch.bfloat16) / 64 for _ in range(copies)
-    ]
-    x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
-    return weights, x, torch.zeros(rows, outputs, device="cuda", dtype=torch.bfloat16)
+def compile_all(rows_asked: list[int]) -> None:
+    """Each kernel once."""
+    jobs = {
+        source(padded(rows), tiles, gated, added)
+        for rows in rows_asked
+        for name, (_, _, gated, added) in SHAPES.items()
+        for tiles in candidates(name, rows)
+    }
+    with multiprocessing.get_context("spawn").Pool(NUM_COMPILERS) as pool:
+        pool.map(compiled, jobs, chunksize=1)
 
 
-def compile_some(jobs: list[tuple[str, int, Tiles]]) -> None:
-    """Compiles by launching."""
-    for name, rows, tiles in jobs:
-        (weight,), x, out = tensors(name, rows, 1)
-        _, _, gated, added = SHAPES[name]
-        try:
-            product(x, weight, out if added else None, gated=gated, tiles=tiles)
-        except Exception as error:
-            print(name, rows, tiles, type(error).__name__, str(error)[:100], flush=True)
-        torch.cuda.synchronize()
-        del weight
-
-
-def time_us(work: Callable[[Tensor], object], weights: list[Tensor]) -> float:
-    """Mean time of one product in a graph of all weights, twice."""
-    work(weights[0])
+def time_us(work: Callable[[], object]) -> float:
+    """Mean time in a graph, of one layer."""
+    work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for weight in weights * 2:
-            work(weight)
+        work()
     graph.replay()
     start, end = timing_event(), timing_event()
     start.record()
-    for _ in range(4):
+    for _ in range(6):
         graph.replay()
     end.record()
     end.synchronize()
-    return float(start.elapsed_time(end)) * 1e3 / (8 * len(weights))
+    return float(start.elapsed_time(end)) * 1e3 / (6 * NUM_LAYERS)
 
 
-def tune(name: str, rows: int, out_file: Path) -> str:
-    outputs, inputs, gated, added = SHAPES[name]
-    copies = 1 + int(200e6 // (outputs * (1 + gated) * inputs * 2))
-    weights, x, out = tensors(name, rows, max(2, copies))
-
-    def library(weight: Tensor) -> None:
-        if added:
-            out.addmm_(x, weight.t())
-        elif gated:
-            silu_mul(F.linear(x, weight))
+def run_layers(layers: list[Layer], attended: Tensor, hidden: Tensor, ours: bool) -> None:
+    """The products and norms of layers, without what lies between qkv and o."""
+    norm = torch.ones_like(hidden[0])
+    for qkv, o, gate_up, down in layers:
+        if ours:
+            product(attended, o, hidden)
+            product(product(rms_norm(hidden, norm, 1e-6), gate_up, gated=True), down, hidden)
+            product(rms_norm(hidden, norm, 1e-6), qkv)
         else:
-            F.linear(x, weight)
+            hidden.addmm_(attended, o.t())
+            hidden.addmm_(silu_mul(F.linear(rms_norm(hidden, norm, 1e-6), gate_up)), down.t())
+            F.linear(rms_norm(hidden, norm, 1e-6), qkv)
 
-    plain = time_us(library, weights)
-    exact = F.linear(x, weights[0])
-    exact = (silu_mul(exact) if gated else exact).float()
-    found = []
-    for tiles in candidates(rows, gated):
-        residual = out.zero_() if added else None
-        ours = partial(product, x, residual=residual, gated=gated, tiles=tiles)
-        try:
-            off = float((ours(weights[0]).float() - exact).norm() / exact.norm())
-            us = time_us(ours, weights)
-        except Exception as error:
-            print(name, rows, tiles, type(error).__name__, flush=True)
-            continue
-        assert off < 0.01, (name, rows, tiles, off)
-        found.append((us, tiles))
-    found.sort(key=lambda each: each[0])
-    floor = outputs * (1 + gated) * inputs * 2 / BYTES_PER_S * 1e6
-    with out_file.open("a") as file:
-        row = {"name": name, "rows": rows, "library_us": plain, "floor_us": floor}
-        file.write(json.dumps(row | {"found": [{"us": us} | asdict(tiles) for us, tiles in found]}) + "\n")
-    best = " | ".join(f"{us:.1f} us {tuple(asdict(tiles).values())}" for us, tiles in found[:3])
-    return f"{name} {rows}: library {plain:.1f} us, floor {floor:.1f}; {best}"
+
+def run_one(weights: list[Tensor], x: Tensor, residual: Tensor | None, gated: bool, tiles: Tiles) -> None:
+    for weight in weights:
+        product(x, weight, residual, gated=gated, tiles=tiles)
+
+
+def tune(layers: list[Layer], rows: int, out_file: Path) -> None:
+    """The whole layer, then every product by its tiles."""
+    hidden, attended = (torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    ours, library = (time_us(partial(run_layers, layers, attended, hidden, which)) for which in (True, False))
+    floor = sum(weight.nbytes for weight in layers[0]) / BYTES_PER_S * 1e6
+    print(
+        f"{rows} rows: a layer's products and norms {ours:.1f} us, cuBLAS {library:.1f}, floor {floor:.1f}", flush=True
+    )
+    for at, (name, (weight_rows, inputs, gated, added)) in enumerate(SHAPES.items()):
+        x, weights = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16), [layer[at] for layer in layers]
+        residual = hidden if added else None
+        found = [
+            (time_us(partial(run_one, weights, x, residual, gated, tiles)), tiles) for tiles in candidates(name, rows)
+        ]
+        found.sort(key=lambda each: each[0])
+        with out_file.open("a") as file:
+            tuned = [(us, *astuple(tiles)) for us, tiles in found]
+            file.write(json.dumps({"name": name, "rows": rows, "us_width_split_stages": tuned}) + "\n")
+        chosen = astuple(tiles_for(padded(rows), weight_rows, inputs, gated))
+        best = ", ".join(f"{us:.1f} {astuple(tiles)}" for us, tiles in found[:5])
+        print(f"  {name}, floor {weights[0].nbytes / BYTES_PER_S * 1e6:.1f} us, chosen {chosen}: {best}", flush=True)
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
-    rows_asked = [int(each) for each in sys.argv[2:] if each != "--compile-only"] or list(ROWS)
+    out, rows_asked = Path(sys.argv[1]), [int(each) for each in sys.argv[2:]] or [16, 64, 128]
     start_s = time.monotonic()
-    jobs = [(n, r, tiles) for n in ("qkv", "o", "gate_up") for r in rows_asked for tiles in candidates(r, SHAPES[n][2])]
-    with multiprocessing.get_context("spawn").Pool(NUM_COMPILERS) as pool:
-        pool.map(compile_some, [jobs[i::NUM_COMPILERS] for i in range(NUM_COMPILERS)])
-    print(f"{len(jobs)} candidates compiled in {time.monotonic() - start_s:.0f} s", flush=True)
-    if "--compile-only" in sys.argv:
-        return
-    for rows, name in itertools.product(rows_asked, SHAPES):
-        print(tune(name, rows, out / "products.jsonl"), flush=True)
-    print(f"tuned in {time.monotonic() - start_s:.0f} s")
+    compile_all(rows_asked)
+    print(f"compiled in {time.monotonic() - start_s:.0f} s", flush=True)
+    layers = [
+        [
+            torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16) / inputs**0.5
+            for rows, inputs, _, _ in SHAPES.values()
+        ]
+        for _ in range(NUM_LAYERS)
+    ]
+    for rows in rows_asked:
+        tune(layers, rows, out / "products.jsonl")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,263 @@
+// Products of few rows with a large weight, y = x Wᵀ, bound by reading the weight (NVIDIA Hopper).
+//
+// A program (CTA) makes BN outputs of all rows; SPLIT of them, a cluster, share the inputs, so that about as many
+// programs read as the device has multiprocessors, each the same number of bytes. One thread brings tiles of 64 inputs
+// by bulk copies (TMA) into a ring of STAGES places; one warpgroup for each 64 rows multiplies them (wgmma). What the
+// programs of a cluster have summed they read from one another, in order of their rank.
+//
+// The first tiles of the weight are asked for while the kernel before still runs; x and the residual are not touched
+// before it has ended (programmatic dependent launch).
+//
+// Instructions after NVIDIA's PTX ISA, "Asynchronous Warpgroup Level Matrix" and "cp.async.bulk.tensor".
+//
+// Macros: ROWS (64 or 128), BN, SPLIT, STAGES; GATED: the outputs are silu(gate) * up of a weight that holds the gate's
+// rows, then up's; ADD: to the residual, which lies where the outputs go. MULTIPLY(d, a, b) is wgmma of BN columns.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned short bf16;
+
+struct alignas(64) TensorMap {
+    u64 opaque[16];
+};
+
+constexpr int BK = 64;  // inputs of a tile: 128 bytes, what the copies' swizzle spans
+constexpr int CONSUMERS = 2 * ROWS;
+constexpr int THREADS = CONSUMERS + 32;
+constexpr u32 X_TILE = ROWS * BK * 2;
+constexpr u32 W_TILE = BN * BK * 2;
+constexpr int OUT_N = GATED ? BN / 2 : BN;  // outputs of a cluster
+constexpr int SHARE = OUT_N / SPLIT;        // outputs that a program finishes
+constexpr int PITCH = BN + 8;               // floats; rows of sums begin in different banks
+constexpr int LANES = 8;                    // threads that finish a row together, each four outputs at a time
+constexpr int PASSES = ROWS * LANES / CONSUMERS, FOURS = (SHARE + 4 * LANES - 1) / (4 * LANES);
+
+static_assert(SHARE % 4 == 0 && OUT_N % 8 == 0 && BN <= 256, "tiles");
+static_assert(ROWS * PITCH * 4 <= STAGES * (W_TILE + X_TILE), "the ring holds the sums afterwards");
+
+__device__ __forceinline__ u32 shared_address(const void *pointer) {
+    return (u32)__cvta_generic_to_shared(pointer);
+}
+
+__device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count));
+}
+
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "AGAIN:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+        "@p bra DONE;\n"
+        "bra AGAIN;\n"
+        "DONE:\n"
+        "}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+
+__device__ __forceinline__ void copy_tile(u32 to, const TensorMap *map, int column, int row, u32 barrier, u64 keep) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+        "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(keep)
+        : "memory");
+}
+
+__device__ __forceinline__ void wait_for_kernel_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// A tile of 64 inputs a row, swizzled over 128 bytes: groups of eight rows lie 1024 bytes apart.
+__device__ __forceinline__ u64 descriptor(u32 address) {
+    return ((u64)1 << 62) | ((u64)64 << 32) | ((u64)1 << 16) | (u64)((address & 0x3FFFF) >> 4);
+}
+
+__device__ __forceinline__ void store_two(u32 to, float a, float b) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(a), "f"(b) : "memory");
+}
+
+__device__ __forceinline__ float rounded(float value) {
+    bf16 bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return __uint_as_float((u32)bits << 16);
+}
+
+__device__ __forceinline__ u32 packed(float low, float high) {
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+__device__ __forceinline__ float4 unpacked(uint2 four) {
+    return make_float4(__uint_as_float(four.x << 16), __uint_as_float(four.x & 0xFFFF0000u),
+                       __uint_as_float(four.y << 16), __uint_as_float(four.y & 0xFFFF0000u));
+}
+
+__device__ __forceinline__ float4 sum_of_cluster(u32 address) {
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+    for (int rank = 0; rank < SPLIT; rank++) {
+        u32 theirs = address;
+        float4 part;
+        if (SPLIT > 1) asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs) : "r"(address), "r"(rank));
+        asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(part.x), "=f"(part.y), "=f"(part.z), "=f"(part.w)
+                     : "r"(theirs));
+        sum.x += part.x;
+        sum.y += part.y;
+        sum.z += part.z;
+        sum.w += part.w;
+    }
+    return sum;
+}
+
+__device__ __forceinline__ float gated(float gate, float up) {
+    gate = rounded(gate);
+    return rounded(gate / (1.f + __expf(-gate))) * rounded(up);
+}
+
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
+
+// The copies of one program: `count` tiles of the weight and of x, from input `from` on.
+__device__ __forceinline__ void bring_tiles(const TensorMap *weight_map, const TensorMap *x_map, u32 ring, u32 full,
+                                            u32 empty, int first, int outputs, int from, int count, int x_rows) {
+    const u64 stream = 0x12F0000000000000ull, stay = 0x14F0000000000000ull;  // as CUTLASS: evict first, evict last
+    const int ahead = count < STAGES ? count : STAGES;
+    auto bring_weight = [&](int i) {
+        const u32 place = i % STAGES, barrier = full + 8 * place, to = ring + place * (W_TILE + X_TILE);
+        barrier_expect(barrier, W_TILE + x_rows * BK * 2);
+        copy_tile(to, weight_map, from + i * BK, first, barrier, stream);
+        if (GATED) copy_tile(to + W_TILE / 2, weight_map, from + i * BK, outputs + first, barrier, stream);
+    };
+    auto bring_x = [&](int i) {
+        const u32 place = i % STAGES, to = ring + place * (W_TILE + X_TILE) + W_TILE;
+        copy_tile(to, x_map, from + i * BK, 0, full + 8 * place, stay);
+    };
+    for (int i = 0; i < ahead; i++) bring_weight(i);
+    wait_for_kernel_before();
+    for (int i = 0; i < ahead; i++) bring_x(i);
+    for (int i = STAGES; i < count; i++) {
+        barrier_wait(empty + 8 * (i % STAGES), (i / STAGES - 1) & 1);
+        bring_weight(i);
+        bring_x(i);
+    }
+}
+
+// d, of this warpgroup's 64 rows: two columns of each eight in one of eight rows, and the same eight rows below.
+__device__ __forceinline__ void multiply_tiles(float (&d)[BN / 2], u32 ring, u32 full, u32 empty, int count) {
+    const u32 own_rows = W_TILE + threadIdx.x / 128 * 64 * BK * 2;
+    for (int i = 0; i < count; i++) {
+        const u32 place = i % STAGES, at = ring + place * (W_TILE + X_TILE);
+        barrier_wait(full + 8 * place, (i / STAGES) & 1);
+        const u64 x = descriptor(at + own_rows), w = descriptor(at);
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+        for (int k = 0; k < BK / 16; k++) MULTIPLY(d, x + 2 * k, w + 2 * k);
+        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");  // the tile before has been read
+        if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((i - 1) % STAGES));
+    }
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+    for (int i = 0; i < BN / 2; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+__device__ __forceinline__ void store_sums(const float (&d)[BN / 2], u32 sums) {
+    const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    const u32 to = sums + (row * PITCH + threadIdx.x % 4 * 2) * 4;
+#pragma unroll
+    for (int i = 0; i < BN / 8; i++) {
+        store_two(to + i * 32, d[4 * i], d[4 * i + 1]);
+        store_two(to + i * 32 + 8 * PITCH * 4, d[4 * i + 2], d[4 * i + 3]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    product(const __grid_constant__ TensorMap weight_map, const __grid_constant__ TensorMap x_map, bf16 *out, int rows,
+            int outputs, int inputs, int x_rows) {
+    extern __shared__ unsigned char memory[];
+    __shared__ alignas(8) u64 barriers[2 * STAGES];
+    const u32 ring = (shared_address(memory) + 1023) & ~1023u;
+    const u32 full = shared_address(barriers), empty = full + 8 * STAGES;
+    const int thread = threadIdx.x, rank = SPLIT > 1 ? blockIdx.x % SPLIT : 0, first = blockIdx.x / SPLIT * OUT_N;
+    const int tiles = (inputs + BK - 1) / BK, from = tiles * rank / SPLIT;
+    const int count = tiles * (rank + 1) / SPLIT - from;
+
+    if (thread == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(full + 8 * i, 1);
+            barrier_init(empty + 8 * i, CONSUMERS / 32);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    asm volatile("griddepcontrol.launch_dependents;");
+
+    if (thread >= CONSUMERS) {
+        if (thread == CONSUMERS)
+            bring_tiles(&weight_map, &x_map, ring, full, empty, first, outputs, from * BK, count, x_rows);
+        __syncwarp();
+        if (SPLIT > 1) cluster_sync(), cluster_sync();
+        return;
+    }
+
+    wait_for_kernel_before();
+    const int begin = first + rank * SHARE, lane = thread % LANES;
+    uint2 residual[PASSES][FOURS];
+    if (ADD) {  // asked for now, so that nothing waits for it at the end
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) {
+            const int row = pass * (CONSUMERS / LANES) + thread / LANES;
+#pragma unroll
+            for (int four = 0; four < FOURS; four++) {
+                const int column = 4 * (four * LANES + lane);
+                const bool inside = row < rows && column < SHARE && begin + column < outputs;
+                residual[pass][four] = inside ? *(const uint2 *)(out + (u64)row * outputs + begin + column) : uint2{0, 0};
+            }
+        }
+    }
+
+    float d[BN / 2];
+#pragma unroll
+    for (int i = 0; i < BN / 2; i++) d[i] = 0.f;
+    multiply_tiles(d, ring, full, empty, count);
+    consumers_sync();  // everybody has multiplied: the ring is free
+    store_sums(d, ring);
+    if (SPLIT > 1) cluster_sync();
+    else consumers_sync();
+
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) {
+        const int row = pass * (CONSUMERS / LANES) + thread / LANES;
+#pragma unroll
+        for (int four = 0; four < FOURS; four++) {
+            const int column = 4 * (four * LANES + lane);
+            if (row >= rows || column >= SHARE || begin + column >= outputs) continue;
+            const u32 sums = ring + (row * PITCH + rank * SHARE + column) * 4;
+            float4 value = sum_of_cluster(sums);
+            if (GATED) {
+                const float4 up = sum_of_cluster(sums + OUT_N * 4);
+                value = make_float4(gated(value.x, up.x), gated(value.y, up.y), gated(value.z, up.z), gated(value.w, up.w));
+            }
+            if (ADD) {
+                const float4 more = unpacked(residual[pass][four]);
+                value = make_float4(value.x + more.x, value.y + more.y, value.z + more.z, value.w + more.w);
+            }
+            *(uint2 *)(out + (u64)row * outputs + begin + column) =
+                make_uint2(packed(value.x, value.y), packed(value.z, value.w));
+        }
+    }
+    if (SPLIT > 1) cluster_sync();  // nobody leaves while its sums are read
+}
