@@ -42,9 +42,9 @@ class ServeConfig(BaseModel):
     api_key_file: str | None = Field(
         None, description="a file with an API key on each line; PENSTOCK_API_KEY names one more"
     )
-    max_open_requests: int = Field(1024, description="requests of a replica, running and queued; beyond: 429", ge=1)
+    max_open_requests: int = Field(1024, description="requests for each engine, running and queued; beyond: 429", ge=1)
     max_open_tokens: int = Field(
-        32_000_000, description="their tokens, prompts and most outputs together; beyond: 429", ge=1
+        32_000_000, description="tokens held for them, prompts and outputs so far; beyond: 429", ge=1
     )
     max_body_bytes: int = Field(4 << 20, description="most bytes of a request's body", ge=1024)
     body_timeout_s: float = Field(30.0, description="seconds that a request's head, and its body, may take", gt=0)
@@ -72,6 +72,11 @@ class ServeConfig(BaseModel):
         return self
 
     @property
+    def max_engines(self) -> int:
+        """Engines that there are, or may come to be."""
+        return self.max_replicas or self.num_replicas
+
+    @property
     def is_replicated(self) -> bool:
-        """Whether there is, or may come to be, more than one replica."""
-        return max(self.num_replicas, self.max_replicas or 1) > 1
+        """Whether they are, or may come to be, more than one."""
+        return self.max_engines > 1

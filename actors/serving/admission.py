@@ -1,6 +1,9 @@
-"""How much a replica takes on: open requests and their tokens, running and queued together.
+"""How much a front takes on: open requests and their tokens, running and queued together, over all its engines.
 
-Past a bound a request is refused at once with 429; nothing waits in front of the engine's own queue.
+Past a bound a request is refused at once with 429; nothing waits in front of the engines' own queues. Tokens count once
+they are held here: those of a prompt from its arrival, those of an output as they come. What outputs may still come to
+needs no count: the engines' KV caches bound what runs at once, and each request alone is held to one engine's bound,
+since it keeps the outputs of its finished sequences until its last one ends.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ class Admission:
     """Counts what is open. For one event loop."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self._max_requests = config.max_open_requests
+        self._max_requests = config.max_open_requests  # of each engine, as the next
         self._max_tokens = config.max_open_tokens
+        self._num_engines = config.max_engines
         self._max_bytes = _MAX_BODIES * config.max_body_bytes
         self.num_requests = 0
         self.num_tokens = 0
@@ -27,16 +31,23 @@ class Admission:
         self.is_draining = False
 
     @contextmanager
-    def admitted(self, num_requests: int, num_tokens: int) -> Iterator[None]:
-        """Holds so many sequences and tokens (prompts and most outputs); raises as `check`."""
-        self.check(num_requests, num_tokens)
+    def admitted(self, num_requests: int, num_tokens: int, most_tokens: int) -> Iterator[Callable[[int], None]]:
+        """Holds so many sequences and tokens; what it gives takes so many tokens more. Raises as `check`."""
+        self.check(num_requests, num_tokens, most_tokens)
+        num_held = 0
+
+        def take(num_tokens: int) -> None:
+            nonlocal num_held
+            num_held += num_tokens
+            self.num_tokens += num_tokens
+
         self.num_requests += num_requests
-        self.num_tokens += num_tokens
+        take(num_tokens)
         try:
-            yield
+            yield take
         finally:
             self.num_requests -= num_requests
-            self.num_tokens -= num_tokens
+            self.num_tokens -= num_held
 
     @contextmanager
     def body(self) -> Iterator[Callable[[int], None]]:
@@ -55,18 +66,21 @@ class Admission:
         finally:
             self.num_bytes -= size
 
-    def check(self, num_requests: int, num_tokens: int = 0) -> None:
-        """Raises ApiError 429 where they are too many now, 400 where they always are, and 503 while draining."""
+    def check(self, num_requests: int, num_tokens: int = 0, most_tokens: int = 0) -> None:
+        """Raises ApiError 429 where they are too many now, 400 where they always are, and 503 while draining.
+
+        `most_tokens` is what the request's tokens may come to.
+        """
         if self.is_draining:
             raise ApiError(503, "the server is shutting down", kind="server_error", code="draining")
-        for what, held, more, limit in (
-            ("requests", self.num_requests, num_requests, self._max_requests),
-            ("tokens", self.num_tokens, num_tokens, self._max_tokens),
+        for what, held, more, most, limit in (
+            ("requests", self.num_requests, num_requests, num_requests, self._max_requests),
+            ("tokens", self.num_tokens, num_tokens, most_tokens, self._max_tokens),
         ):
-            if more > limit:
-                raise refused(f"the request comes to {more} {what}; at most {limit} may be open together")
-            if held + more > limit:
-                raise _full(f"{held} {what} are open, {more} more would pass the limit of {limit}")
+            if most > limit:  # it runs on one engine
+                raise refused(f"the request comes to {most} {what}; at most {limit} may be open together")
+            if held + more > limit * self._num_engines:
+                raise _full(f"{held} {what} are open, {more} more would pass the limit of {limit * self._num_engines}")
 
 
 def _full(why: str) -> ApiError:

@@ -65,6 +65,7 @@ class Job:
     params: SamplingParams
     start_s: float  # when it had arrived
     created: int = field(default_factory=lambda: int(time.time()))
+    num_output_tokens: dict[int, int] = field(default_factory=dict)  # by its answers' index: those that are counted
     first_token_s: dict[int, float] = field(default_factory=dict)  # by its answers' index: when it was handed out
 
     @property
@@ -81,8 +82,22 @@ class Job:
             if answer.metrics.first_token_time is not None:
                 self.first_token_s.setdefault(answer.index, time.monotonic())
 
-    def num_tokens(self, max_model_len: int) -> int:
-        """The most tokens that its sequences can come to, prompts included."""
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of its sequences' prompts."""
+        return sum(len(request.prompt_token_ids) for answer in self.answers for request in answer.requests)
+
+    def num_new_tokens(self, moved: Sequence[Answer]) -> int:
+        """Output tokens of these that have come since the last call."""
+        count = 0
+        for answer in moved:
+            num_tokens = sum(len(completion.token_ids) for completion in answer.completions)
+            count += num_tokens - self.num_output_tokens.get(answer.index, 0)
+            self.num_output_tokens[answer.index] = num_tokens
+        return count
+
+    def most_tokens(self, max_model_len: int) -> int:
+        """What its sequences can come to, prompts included."""
         return sum(
             min(len(request.prompt_token_ids) + request.max_tokens, max_model_len)
             for answer in self.answers
@@ -150,12 +165,14 @@ class Service:
 
     async def run(self, job: Job) -> AsyncGenerator[list[Answer]]:
         """As the engine's `run`, between admission and the request's line in the log. Raises ApiError when full."""
-        with self.admission.admitted(job.num_sequences, job.num_tokens(self.engine.limits.max_model_len)):
+        most_tokens = job.most_tokens(self.engine.limits.max_model_len)
+        with self.admission.admitted(job.num_sequences, job.num_prompt_tokens, most_tokens) as take:
             self.metrics.arrived(len(job.answers))
             status = 200
             try:
                 async with aclosing(self.engine.run(job.answers)) as steps:
                     async for moved in steps:
+                        take(job.num_new_tokens(moved))
                         if len(job.first_token_s) < len(job.answers):
                             job.note_first_tokens(moved)
                         yield moved

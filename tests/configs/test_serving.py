@@ -57,6 +57,7 @@ def test_replicas_grow_upwards_only() -> None:
     assert not ServeConfig().is_replicated
     assert ServeConfig(num_replicas=2).is_replicated
     assert ServeConfig(max_replicas=2).is_replicated
+    assert ServeConfig(num_replicas=2, max_replicas=3).max_engines == 3
 
 
 def test_no_name_means_something_to_engine_and_server_both() -> None:

@@ -1,19 +1,21 @@
-"""How much a replica takes on, and every bound that a server's settings put on a request."""
+"""How much a front takes on, and every bound that a server's settings put on a request."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from penstock.actors.prompts import Limits
+from penstock.actors.serving.admission import Admission
+from penstock.actors.serving.errors import ApiError
 from penstock.configs.serving import ServeConfig
 from penstock.scheduler.messages import NewRequest, TokenEvent
 
-from ..fake_engine import FakeEngine, echo, scored_echo
+from ..fake_engine import FakeEngine, echo, scored_echo, spoken
 from .served import CHAT, COMPLETIONS, HELLO, Connection, Served, turns
 
 
@@ -21,14 +23,18 @@ def silent(request: NewRequest) -> list[TokenEvent]:
     return []
 
 
+def unending(request: NewRequest) -> list[TokenEvent]:
+    return spoken(request, "x", reason=None)
+
+
 def bounded(engine: FakeEngine | None = None, **settings: Any) -> Served:
     return Served(engine or FakeEngine(scored_echo), ServeConfig(served_model_name="demo", **settings))
 
 
 @asynccontextmanager
-async def held(served: Served, **body: Any) -> AsyncIterator[None]:
+async def held(served: Served, path: str = COMPLETIONS, **body: Any) -> AsyncIterator[None]:
     """A request that runs until the block is left."""
-    connection = Connection.of(served.app, COMPLETIONS, **body)
+    connection = Connection.of(served.app, path, **body)
     running = asyncio.ensure_future(connection.run())
     await turns()
     yield
@@ -40,12 +46,12 @@ def full(settings: dict[str, Any], body: dict[str, Any]) -> list[Any]:
     """The answers to a request beside one that fills the server, and behind it."""
 
     async def ask() -> list[Any]:
-        served = bounded(FakeEngine(silent), **settings)
+        served = bounded(FakeEngine(unending), **settings)
         async with held(served, prompt="ab", **body):
-            refused = await served.post(COMPLETIONS, prompt="a")
+            refused = await served.post(COMPLETIONS, prompt="a", max_tokens=1)
         assert (served.service.admission.num_requests, served.service.admission.num_tokens) == (0, 0)
         served.engine.script = echo
-        return [refused, await served.post(COMPLETIONS, prompt="a")]
+        return [refused, await served.post(COMPLETIONS, prompt="a", max_tokens=1)]
 
     return asyncio.run(ask())
 
@@ -54,7 +60,7 @@ def full(settings: dict[str, Any], body: dict[str, Any]) -> list[Any]:
     ("settings", "body", "words"),
     [
         ({"max_open_requests": 2}, {"n": 2}, "2 requests are open, 1 more would pass the limit of 2"),
-        ({"max_open_tokens": 30}, {"max_tokens": 18}, "20 tokens are open, 17 more would pass the limit of 30"),
+        ({"max_open_tokens": 3}, {"max_tokens": 1}, "3 tokens are open, 1 more would pass the limit of 3"),
     ],
 )
 def test_a_full_server_answers_429_at_once(settings: dict[str, Any], body: dict[str, Any], words: str) -> None:
@@ -64,6 +70,48 @@ def test_a_full_server_answers_429_at_once(settings: dict[str, Any], body: dict[
     assert words in refused.json()["error"]["message"]
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     assert served.status_code == 200
+
+
+@pytest.mark.parametrize("engines", [{"num_replicas": 3}, {"max_replicas": 3}])
+@pytest.mark.parametrize("bound", ["max_open_requests", "max_open_tokens"])
+def test_the_bounds_are_for_each_engine_that_there_may_be_and_a_request_runs_on_one(
+    engines: dict[str, int], bound: str
+) -> None:
+    admission = Admission(ServeConfig(**{bound: 4}, **engines))
+    with ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(admission.admitted(4, 4, 4))
+        with pytest.raises(ApiError, match=r"12 .* are open, 1 more would pass the limit of 12"):
+            admission.check(1, 1, 1)
+    with pytest.raises(ApiError, match=r"comes to 5 .* at most 4"):
+        admission.check(5, 5, 5)
+
+
+def test_chats_without_max_tokens_wait_together_however_much_each_may_come_to() -> None:
+    async def open_three() -> int:
+        limits = Limits(vocab_size=264, max_model_len=131072, cache_tokens=131072)
+        served = bounded(FakeEngine(silent, limits=limits), max_open_tokens=131072)
+        async with AsyncExitStack() as open_chats:
+            for _ in range(3):
+                await open_chats.enter_async_context(held(served, CHAT, messages=HELLO))
+            return served.service.admission.num_requests
+
+    assert asyncio.run(open_three()) == 3
+
+
+def test_an_output_counts_as_it_comes_until_its_request_ends() -> None:
+    async def grow() -> list[int]:
+        served = bounded(FakeEngine(silent))
+        counts = []
+        async with held(served, prompt="ab", n=2):
+            counts.append(served.service.admission.num_tokens)
+            for request in served.engine.requests:
+                served.engine.say(spoken(request, "xyz", reason=None)[0])
+                await turns()
+                counts.append(served.service.admission.num_tokens)
+        return [*counts, served.service.admission.num_tokens]
+
+    assert asyncio.run(grow()) == [4, 7, 10, 0]
 
 
 def test_a_stream_is_refused_before_it_begins() -> None:
