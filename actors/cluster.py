@@ -68,7 +68,7 @@ def ensure_ray(
     """
     if ray.is_initialized():
         cluster = Cluster(f"uses the Ray cluster that this process is in ({_resources()})")
-    elif (address := address or os.environ.get("RAY_ADDRESS")) and address != "local":
+    elif (address := _to_join(address)) is not None:
         _join(address, shows_logs)
         cluster = Cluster(f"joined the Ray cluster at {_address()} ({_resources()})")
     else:
@@ -76,6 +76,11 @@ def ensure_ray(
         cluster = Cluster(f"started a local Ray cluster ({_resources()})", folder)
     log.info("%s", cluster.description)
     return cluster
+
+
+def starts_cluster(address: str | None) -> bool:
+    """Whether `ensure_ray` would start a cluster, which ends with this process."""
+    return not ray.is_initialized() and _to_join(address) is None
 
 
 def this_place() -> Place:
@@ -97,6 +102,12 @@ def free_resources() -> dict[str, float]:
 def node_resources() -> list[dict[str, float]]:
     """What each living node has."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _to_join(address: str | None) -> str | None:
+    """The cluster that this address, or RAY_ADDRESS, names; None: a new one."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
 
 
 def _join(address: str, shows_logs: bool) -> None:

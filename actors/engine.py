@@ -19,9 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig, read_model_config
-from ..errors import ClusterError, EngineDeadError, EngineNotFoundError
+from ..errors import ClusterError, ConfigError, EngineDeadError, EngineNotFoundError
 from .client import EngineClient
-from .cluster import NAMESPACE, Cluster, ensure_ray, this_place, total_resources
+from .cluster import NAMESPACE, Cluster, ensure_ray, starts_cluster, this_place, total_resources
 from .engine_health import HEALTH_TIMEOUT_S, EngineHealth
 from .engine_spec import STAGE_BUILDER, EngineInfo, EngineSpec, StageFigures
 from .placement import group_name, resolve_device
@@ -35,16 +35,22 @@ _END_TIMEOUT_S = 10.0
 
 
 class EngineHandle:
-    """An engine, from any process of its cluster. Made by `start_engine` it owns the engine, by `find_engine` not."""
+    """An engine, from any process of its cluster. Made by `start_engine` it owns the engine, unless that is detached.
 
-    def __init__(self, actor: Any, info: EngineInfo, cluster: Cluster, owned: bool) -> None:
+    What `find_engine` gives only visits.
+    """
+
+    def __init__(
+        self, actor: Any, info: EngineInfo, cluster: Cluster, *, started: bool = False, owned: bool = False
+    ) -> None:
         self._actor = actor
         self._info = info
         self._cluster = cluster
-        self._owned = owned
+        self._started = started  # through this handle: `shutdown` ends it
+        self._owned = owned  # it ends with this handle, whatever ends that
         self._clients: weakref.WeakSet[EngineClient] = weakref.WeakSet()
         self._closed = False
-        atexit.register(self.shutdown)
+        atexit.register(self.leave)
 
     @property
     def name(self) -> str:
@@ -110,23 +116,32 @@ class EngineHandle:
         except (RayActorError, TimeoutError) as error:
             raise EngineDeadError(f"engine {self.name!r} doesn't answer: {first_line(error)}") from None
 
+    def leave(self) -> None:
+        """Leaves the engine, and ends it if this handle owns it; so ends a `with` block, and so ends the process."""
+        self._close(ends_engine=self._owned)
+
     def shutdown(self) -> None:
-        """Leaves the engine, and ends it if this handle owns it; a second call does nothing."""
+        """Ends the engine that this handle started, a detached one too, or leaves the one that it found.
+
+        Once the engine is left, by whichever call, another does nothing.
+        """
+        self._close(ends_engine=self._started)
+
+    def end_engine(self) -> None:
+        """Ends the engine, also one that this handle only found."""
+        self._close(ends_engine=True)
+
+    def _close(self, ends_engine: bool) -> None:
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.shutdown)
+        atexit.unregister(self.leave)
         if ray.is_initialized():
-            if self._owned:
+            if ends_engine:
                 _end(self._actor, self.name, self._info)
             for client in list(self._clients):
                 client.close()
         self._cluster.close()
-
-    def end_engine(self) -> None:
-        """Ends the engine, also one that this handle only found."""
-        self._owned = True
-        self.shutdown()
 
     def __enter__(self) -> EngineHandle:
         return self
@@ -134,7 +149,7 @@ class EngineHandle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.shutdown()
+        self.leave()
 
 
 def start_engine(config: EngineConfig, *, stage_builder: str = STAGE_BUILDER) -> EngineHandle:
@@ -145,6 +160,11 @@ def start_engine(config: EngineConfig, *, stage_builder: str = STAGE_BUILDER) ->
     """
     model_config = read_model_config(config.model)
     max_model_len(config, model_config)
+    if config.detached and starts_cluster(config.ray_address):
+        raise ConfigError(
+            "detached is True, but the Ray cluster that this process would start ends with it; "
+            "name a cluster to join, by ray_address or RAY_ADDRESS"
+        )
     cluster = ensure_ray(config.ray_address, config.num_cpus, config.world_size)
     actor = None
     name = config.name or f"engine-{uuid.uuid4().hex[:8]}"
@@ -157,7 +177,7 @@ def start_engine(config: EngineConfig, *, stage_builder: str = STAGE_BUILDER) ->
             _end(actor, name, None)
         cluster.close()
         raise
-    return EngineHandle(actor, info, cluster, owned=True)
+    return EngineHandle(actor, info, cluster, started=True, owned=not config.detached)
 
 
 def find_engine(name: str, address: str | None = "auto") -> EngineHandle:
@@ -176,7 +196,7 @@ def find_engine(name: str, address: str | None = "auto") -> EngineHandle:
         raise EngineNotFoundError(f"engine {name!r} doesn't answer") from None
     if info is None:
         raise EngineNotFoundError(f"engine {name!r} is still starting")
-    return EngineHandle(actor, info, cluster, owned=False)
+    return EngineHandle(actor, info, cluster)
 
 
 def _resolved(config: EngineConfig) -> EngineConfig:

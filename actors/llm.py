@@ -28,6 +28,8 @@ Params = SamplingParams | Sequence[SamplingParams]
 class LLM:
     """An engine and its tokenizer. Made from a model it starts the engine and owns it; from `LLM.connect` it does not.
 
+    With `detached=True` the engine outlives a `with` block and this process; `shutdown` ends it.
+
     `model` is a folder, a preset's name or a YAML file; every setting of `EngineConfig` is a keyword. Raises
     ModelError, ConfigError or ClusterError, and leaves nothing running then.
     """
@@ -37,7 +39,7 @@ class LLM:
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> LLM:
-        """Starts an engine with these settings and owns it."""
+        """Starts an engine with these settings and owns it, unless it is detached."""
         llm = cls.__new__(cls)
         llm._start(config)
         return llm
@@ -160,7 +162,7 @@ class LLM:
         return self._handle.stats()
 
     def shutdown(self) -> None:
-        """Ends the engine, or leaves it where it was only connected to; a second call does nothing."""
+        """Ends the engine, a detached one too, or leaves it where it was only connected to; once left, does nothing."""
         self._desk.client.close()
         self._handle.shutdown()
 
@@ -170,7 +172,8 @@ class LLM:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.shutdown()
+        self._desk.client.close()
+        self._handle.leave()
 
     def _params(self, params: Params | None) -> Params:
         return self.get_default_sampling_params() if params is None else params

@@ -82,7 +82,7 @@ class EngineConfig(BaseModel):
     name: str | None = Field(
         None, description="the engine's name in the cluster; None: one is made up", pattern=NAME_PATTERN
     )
-    detached: bool = Field(False, description="the engine outlives the process that started it")
+    detached: bool = Field(False, description="the engine outlives the process that started it, in a cluster that does")
     ray_address: str | None = Field(
         None, description="a cluster to join (`auto`: one on this machine); None: RAY_ADDRESS, else a new one"
     )

@@ -113,6 +113,9 @@ class FakeEngine:
     def shutdown(self) -> None:
         self.num_shutdowns += 1
 
+    def leave(self) -> None:
+        self.shutdown()
+
 
 def desk_of(engine: FakeEngine, tokenizer: bool = True) -> Frontdesk:
     return open_desk(engine, Tokenizer(DEMO) if tokenizer else None)  # type: ignore[arg-type]

@@ -11,7 +11,9 @@ import ray
 
 from penstock.actors import cluster as module
 from penstock.actors.cluster import ensure_ray
-from penstock.errors import ClusterError
+from penstock.actors.engine import start_engine
+from penstock.configs.engine import EngineConfig
+from penstock.errors import ClusterError, ConfigError
 
 
 class FakeRay:
@@ -42,6 +44,12 @@ def test_without_an_address_a_new_cluster_is_started_and_owned(fake_ray: FakeRay
     assert (fake_ray.calls[0]["address"], fake_ray.calls[0]["num_cpus"]) == ("local", 64)
     assert cluster.started_here
     assert cluster.description == "started a local Ray cluster (8 CPUs)"
+
+
+def test_a_detached_engine_in_a_cluster_that_ends_with_us_is_refused(fake_ray: FakeRay, tiny_folder: str) -> None:
+    with pytest.raises(ConfigError, match=r"detached is True, but .* ends with it; name a cluster"):
+        start_engine(EngineConfig(model=tiny_folder, detached=True))
+    assert not fake_ray.calls
 
 
 @pytest.mark.parametrize(("given", "env"), [("auto", None), (None, "10.0.0.1:6379"), ("auto", "10.9.9.9:1")])

@@ -97,12 +97,16 @@ def test_a_driver_that_joined_a_cluster_leaves_nothing_in_it(
     assert not [folder for pid in said["pids"] for folder in glob.glob(f"{tempfile.gettempdir()}/ps-{pid}-*")]
 
 
-def test_a_detached_engine_outlives_its_driver(ray_cluster: str, tiny_folder: str) -> None:
+@pytest.mark.parametrize("ends_normally", [True, False])
+def test_a_detached_engine_outlives_its_driver(ray_cluster: str, tiny_folder: str, ends_normally: bool) -> None:
     from penstock.actors.engine import find_engine
 
     with driver(tiny_folder, {"name": "stays", "detached": True}, {"RAY_ADDRESS": ray_cluster}) as (process, said):
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
+        if ends_normally:
+            process.communicate(timeout=30)  # what it waits for is the end of its input
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait(timeout=30) == (0 if ends_normally else -signal.SIGKILL)
     found = find_engine("stays")
     assert alive(set(said["pids"])) == set(said["pids"])
     assert found.stats()["failure"] is None

@@ -200,6 +200,21 @@ def test_an_engine_is_found_by_name_and_left_running(shared: EngineHandle) -> No
         find_engine("other")
 
 
+def test_a_detached_engine_outlives_its_with_block_and_can_be_ended(tiny_folder: str) -> None:
+    with start(tiny_folder, name="kept", detached=True) as handle:
+        pass
+    found = find_engine("kept")
+    assert serve(found).tokens["r0"] == fake_output(3, 6)
+    found.end_engine()
+    assert_nothing_is_left("kept", handle.pids)
+
+
+def test_shutdown_ends_a_detached_engine(tiny_folder: str) -> None:
+    handle = start(tiny_folder, name="kept", detached=True)
+    handle.shutdown()
+    assert_nothing_is_left("kept", handle.pids)
+
+
 def test_a_request_id_in_use_and_a_request_too_long_are_answered(shared: EngineHandle) -> None:
     client, answers = shared.client(), Answers()
     client.submit(request("a", num_prompt=600), answers)
