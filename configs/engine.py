@@ -71,7 +71,10 @@ class EngineConfig(BaseModel):
     )
     throttle_steps: int = Field(8, description="steps over which throttling spreads waiting prompt tokens", ge=1)
     min_prefill_tokens: int | None = Field(
-        None, description="throttling's lower bound of prompt tokens in a step: 128 on GPUs, 32 on a CPU", ge=1
+        None,
+        description="throttling's lower bound of prompt tokens in a step; None: 32 on a CPU, 128 on GPUs, and fewer with "
+        "more than two stages",
+        ge=1,
     )
     max_prefill_tokens: int = Field(2048, description="throttling's upper bound of prompt tokens in a step", ge=1)
     max_decode_slowdown: float = Field(
@@ -173,11 +176,13 @@ class EngineConfig(BaseModel):
         """`min_prefill_tokens` with its default filled in, for the device that was chosen.
 
         A GPU reads its weights for so many tokens at nearly the price of one: fewer would make a prompt wait for
-        several steps and save the decodes little.
+        several steps and save the decodes little. More stages take shorter steps, of smaller cohorts, one after the
+        other: what a prompt adds to one of them is a bubble in the others (LOG.md).
         """
         if self.min_prefill_tokens is not None:
             return self.min_prefill_tokens
-        return min(128 if self.device == "cuda" else 32, self.max_prefill_tokens)
+        least = min(128, max(32, 256 // self.pipeline_parallel_size)) if self.device == "cuda" else 32
+        return min(least, self.max_prefill_tokens)
 
     @property
     def policy(self) -> Literal["token_throttling", "fill"]:

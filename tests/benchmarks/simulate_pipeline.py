@@ -24,7 +24,7 @@ from penstock.scheduler.plan import StepPlan, StepResult, ints
 from penstock.scheduler.scheduler import Scheduler
 
 VOCAB_SIZE, BLOCK_SIZE, MAX_LEN = 151936, 16, 4096
-LAYER = StepCost(per_token_s=0.75e-6, knee_tokens=85, per_context_s=1.05e-9, overhead_s=56e-6, prompt_s=12e-6)
+LAYER = StepCost(per_token_s=0.75e-6, knee_tokens=85, per_context_s=1.05e-9, overhead_s=48e-6, prompt_s=12e-6)
 HEAD_S = 0.32e-3
 HOP_S = 0.025e-3
 PLAN_S, RESULT_S = 0.3e-3, 0.3e-3  # from the scheduler to a stage's launch, and from the last step's end back
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("stages", type=int, nargs="*", default=list(PARTITIONS))
     parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--throttle-steps", type=int, default=8)
-    parser.add_argument("--min-prefill-tokens", type=int, default=128)
+    parser.add_argument("--min-prefill-tokens", type=int, default=None)
     parser.add_argument("--max-decode-slowdown", type=float, default=3.0)
     parser.add_argument("--extra-plans", type=int, default=1)
     given = parser.parse_args()
@@ -177,7 +177,7 @@ def main() -> None:
             max_unretired_plans=stages + given.extra_plans,
             policy="fill" if stages == 1 else "token_throttling",
             throttle_steps=given.throttle_steps,
-            min_prefill_tokens=given.min_prefill_tokens,
+            min_prefill_tokens=given.min_prefill_tokens or min(128, 256 // stages),
             max_decode_slowdown=given.max_decode_slowdown,
         )
         for name in given.runs:

@@ -81,6 +81,9 @@ def test_every_setting_says_what_it_is() -> None:
     ("settings", "least"),
     [
         ({"device": "cuda"}, 128),
+        ({"device": "cuda", "pipeline_parallel_size": 2}, 128),
+        ({"device": "cuda", "pipeline_parallel_size": 4}, 64),
+        ({"device": "cuda", "pipeline_parallel_size": 16}, 32),
         ({"device": "cpu"}, 32),
         ({"device": "cuda", "max_prefill_tokens": 64}, 64),
         ({"device": "cuda", "min_prefill_tokens": 7}, 7),

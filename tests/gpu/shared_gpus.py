@@ -12,16 +12,19 @@ import json
 import os
 import random
 import sys
+from typing import Any
 
 import ray
 
 import penstock
 from penstock.actors.async_engine import AsyncEngine
 from penstock.actors.llm import LLM
+from penstock.errors import EngineDeadError
 
 from .prompts import LENGTH, NUM_DIFFERENT, PROMPTS, SETTINGS, greedy
 
 NUM_RANKS = 4
+NUM_ATTEMPTS = 4
 NUM_REQUESTS = 200
 NUM_BLOCKS = 32  # sequences grow to as many as 64 tokens each: 32 of them don't fit
 
@@ -50,6 +53,17 @@ async def load(name: str) -> list[tuple[int, int, list[int]]]:
     return answers
 
 
+def start(folder: str, settings: dict[str, Any]) -> LLM:
+    """Ray hands its GPUs out as workers come to ask: where two that talk got one GPU, all ask again."""
+    for attempt in range(NUM_ATTEMPTS):
+        try:
+            return LLM(folder, skip_tokenizer_init=True, num_kv_blocks=NUM_BLOCKS, **SETTINGS, **settings)
+        except EngineDeadError as error:
+            if "Duplicate GPU" not in str(error) or attempt == NUM_ATTEMPTS - 1:
+                raise
+    raise AssertionError
+
+
 def main(folder: str, gpus: str, *engines: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # Ray takes its GPU i to be the i-th of them
     ray.init(
@@ -61,7 +75,7 @@ def main(folder: str, gpus: str, *engines: str) -> None:
         log_to_driver=False,
     )
     for settings in map(json.loads, engines):
-        with LLM(folder, skip_tokenizer_init=True, num_kv_blocks=NUM_BLOCKS, **SETTINGS, **settings) as llm:
+        with start(folder, settings) as llm:
             plain = [list(output.outputs[0].token_ids) for output in llm.generate(PROMPTS, greedy(LENGTH))]
             answers = asyncio.run(load(llm.name))
             print(json.dumps([plain, answers, llm.stats()["scheduler"]["num_preemptions"]]), flush=True)
