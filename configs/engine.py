@@ -72,8 +72,8 @@ class EngineConfig(BaseModel):
     throttle_steps: int = Field(8, description="steps over which throttling spreads waiting prompt tokens", ge=1)
     min_prefill_tokens: int | None = Field(
         None,
-        description="throttling's lower bound of prompt tokens in a step; None: 32 on a CPU, 128 on GPUs, and fewer with "
-        "more than two stages",
+        description="throttling's lower bound of prompt tokens in a step; None: 32 on a CPU, 128 on GPUs, "
+        "fewer with more than two stages",
         ge=1,
     )
     max_prefill_tokens: int = Field(2048, description="throttling's upper bound of prompt tokens in a step", ge=1)
