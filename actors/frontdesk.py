@@ -95,8 +95,8 @@ class Frontdesk:
         return Answer(index, name, prompt, completions, requests, self.tokenizer, params.output_kind)
 
     def refusal(self, index: int, prompt: Encoded, params: SamplingParams, message: str) -> Answer:
-        """A finished answer that says why there is no other."""
-        answer = Answer(index, uuid4().hex[:16], prompt, [self._completion(0, prompt, params)], [])
+        """A finished answer that says why there is no other; nothing decodes its ids, which may be the reason."""
+        answer = Answer(index, uuid4().hex[:16], prompt, [Completion(0, params, None, None)], [])
         answer.refuse(message)
         return answer
 

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from ..errors import RequestError
 from .outputs import RequestOutput
-from .tokenizer import Tokenizer
+from .tokenizer import TextError, Tokenizer
 
 
 class PromptDict(TypedDict, total=False):
@@ -68,7 +68,10 @@ def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, add_special_t
     if texts and tokenizer is None:
         first = min(texts)
         raise PromptError(first, "is text, but there is no tokenizer (skip_tokenizer_init); give token ids")
-    ids = tokenizer.encode(list(texts.values()), add_special_tokens) if tokenizer is not None else []
+    try:
+        ids = tokenizer.encode(list(texts.values()), add_special_tokens) if tokenizer is not None else []
+    except TextError as error:
+        raise PromptError(list(texts)[error.index], error.reason) from None
     encoded = {index: Encoded(texts[index], token_ids) for index, token_ids in zip(texts, ids, strict=True)}
     return [encoded.get(index) or _from_ids(index, prompt) for index, prompt in enumerate(prompts)]
 

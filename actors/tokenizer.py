@@ -18,6 +18,15 @@ Message = dict[str, Any]  # {"role": ..., "content": ...}, as chat templates tak
 TOKENIZER_FILE = "tokenizer.json"
 
 
+class TextError(RequestError):
+    """One text of several can't be encoded; `index` is its place, `reason` what is wrong with it."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"text {index} {reason}")
+        self.index = index
+        self.reason = reason
+
+
 class Decoder(Protocol):
     """What turns ids into text: all that a `Detokenizer` needs of a tokenizer."""
 
@@ -69,10 +78,14 @@ class Tokenizer:
         return None if value is None else int(value)
 
     def encode(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """The ids of each text, encoded as one batch."""
+        """The ids of each text, encoded as one batch; raises TextError for one with half a character in it."""
         if not texts:
             return []
-        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        try:
+            encoded = self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        except TypeError:  # what the library says of a string that UTF-8 can't hold
+            _check_texts(texts)
+            raise
         return [encoding.ids for encoding in encoded]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -103,6 +116,14 @@ class Tokenizer:
             return str(self.fast.apply_chat_template(messages, tokenize=False, **options))
         except Exception as error:  # whatever a template does with messages that it was not made for
             raise RequestError(f"the chat template can't take these messages: {error}") from None
+
+
+def _check_texts(texts: list[str]) -> None:
+    for index, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TextError(index, f"holds half a character, {text[error.start]!r}") from None
 
 
 def load_tokenizer(config: EngineConfig) -> Tokenizer | None:

@@ -74,7 +74,7 @@ class SamplingParams(BaseModel):
     include_stop_str_in_output: bool = Field(False, description="leave the stop string or token in the text")
     output_kind: RequestOutputKind = Field(RequestOutputKind.CUMULATIVE, description="what a stream yields")
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:  # so that a field called self is an unknown one
         if "structured_outputs" in values:  # before pydantic, whose complaint would repeat a whole schema
             values["structured_outputs"] = StructuredOutputsParams.from_any(values["structured_outputs"])
         try:

@@ -72,9 +72,9 @@ def _prompt(llm: LLM, fields: dict[str, Any], chat: bool) -> Prompt | RequestErr
     """A line's prompt, or why it is none."""
     try:
         if "messages" in fields:
-            return llm.chat_prompts(fields["messages"])[0]
+            return llm.chat_prompts([fields["messages"]])[0]
         if "prompt" in fields and chat:
-            return llm.chat_prompts([{"role": "user", "content": fields["prompt"]}])[0]
+            return llm.chat_prompts([[{"role": "user", "content": fields["prompt"]}]])[0]
     except RequestError as error:
         return error
     return {"prompt_token_ids": fields["prompt_token_ids"]} if "prompt_token_ids" in fields else fields["prompt"]

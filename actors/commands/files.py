@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.sampling import SamplingParams
-from ...errors import ConfigError
+from ...errors import ConfigError, RequestError
 from ..outputs import CompletionOutput, RequestOutput
 
 _KEYS = ("prompt", "prompt_token_ids", "messages")
 _SYNC_INTERVAL_S = 1.0
+_MAX_DEPTH = 100  # lists and objects within one another: what looks into them calls itself for each
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ class Item:
 def read_items(file: Path, params: SamplingParams, context: str) -> Iterator[Item]:
     """The lines of a file of prompts; empty ones don't count. `context` names what else an answer depends on.
 
-    Raises ConfigError with the line's number for one that is no prompt, RequestError for wrong sampling params.
+    Raises ConfigError with the line's number for one that is no prompt, or has wrong sampling params.
     """
     try:
         with file.open(encoding="utf-8") as lines:
@@ -50,19 +51,48 @@ def read_items(file: Path, params: SamplingParams, context: str) -> Iterator[Ite
 
 
 def _item(index: int, line: str, place: str, params: SamplingParams, context: str) -> Item:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{place} is no JSON: {error}") from None
+    fields = _value(line, place)
     if not isinstance(fields, dict) or sum(key in fields for key in _KEYS) != 1:
         raise ConfigError(f"{place} has to be an object with one of {', '.join(_KEYS)}")
     messages = fields.get("messages", [])
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ConfigError(f"{place}: messages are no list of objects")
-    if own := fields.get("sampling_params"):
-        params = SamplingParams(**(params.model_dump(exclude_unset=True) | own))
+    if (own := fields.get("sampling_params")) is not None:
+        params = _with(params, own, place)
     said = json.dumps([fields, params.model_dump(mode="json"), context], sort_keys=True)
     return Item(index, fields, params, sha256(said.encode()).hexdigest()[:16])
+
+
+def _value(line: str, place: str) -> Any:
+    try:
+        value = json.loads(line)
+        _check_depth(value)
+    except RecursionError:
+        raise ConfigError(f"{place} is nested more than {_MAX_DEPTH} deep") from None
+    except ValueError as error:  # not only JSONDecodeError: a number may have too many digits
+        raise ConfigError(f"{place} is no JSON: {error}") from None
+    return value
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        if not level:
+            return
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+    if level:
+        raise RecursionError
+
+
+def _with(params: SamplingParams, own: object, place: str) -> SamplingParams:
+    """The params, with what a line says over them."""
+    if not isinstance(own, dict):
+        raise ConfigError(f"{place}: sampling_params are a {type(own).__name__}; they are an object")
+    try:
+        return SamplingParams(**(params.model_dump(exclude_unset=True) | own))
+    except RequestError as error:
+        raise ConfigError(f"{place}: {error}") from None
 
 
 class AnswerFile:
@@ -101,7 +131,8 @@ class AnswerFile:
 
     def put(self, item: Item, output: RequestOutput) -> None:
         """Takes a finished answer; writes what is its turn."""
-        self._early[item.index] = (json.dumps(_line(item, output), ensure_ascii=False) + "\n").encode()
+        said = json.dumps(_line(item, output), ensure_ascii=False) + "\n"
+        self._early[item.index] = said.encode(errors="backslashreplace")  # half a character stays as JSON escapes it
         while (line := self._early.pop(self.num_written, None)) is not None:
             self._file.write(line)
             self.num_written += 1

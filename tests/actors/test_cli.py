@@ -238,6 +238,30 @@ def test_a_prompt_that_cannot_be_served_is_answered_in_its_place(engine: FakeEng
     assert files.texts()[1] == "b"
 
 
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ({"messages": []}, "empty conversation"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "holds half a character, '\\ud83d'"),
+        ({"prompt": "cut \ud83d"}, "holds half a character, '\\ud83d'"),
+        ({"prompt_token_ids": [-1]}, "holds the token id -1"),
+        ({"prompt_token_ids": [1 << 40]}, f"holds the token id {1 << 40}"),
+        ({"prompt_token_ids": [10**23]}, f"holds the token id {10**23}"),
+    ],
+)
+def test_a_bad_line_ends_no_others(engine: FakeEngine, files: Files, line: dict[str, object], error: str) -> None:
+    files.ask({"prompt": "a"}, line, {"prompt": "b"})
+    assert files.run() == 0
+    assert files.texts() == ["a", "", "b"]
+    assert error in str(files.answers()[1]["error"])
+
+
+def test_an_id_of_half_a_character_comes_back_as_it_was(engine: FakeEngine, files: Files) -> None:
+    files.ask({"prompt": "a", "id": "\ud83d"})
+    assert files.run() == 0
+    assert (files.answers()[0]["id"], files.texts()) == ("\ud83d", ["a"])
+
+
 def test_a_line_may_bring_messages_and_its_own_params(engine: FakeEngine, files: Files) -> None:
     chat = [{"role": "user", "content": "hi"}]
     files.ask({"messages": chat, "sampling_params": {"max_tokens": 5, "n": 2}})
@@ -253,7 +277,13 @@ def test_a_line_may_bring_messages_and_its_own_params(engine: FakeEngine, files:
         ("[]", "line 1 has to be an object with one of prompt, prompt_token_ids, messages"),
         ('{"prompt": "a"}\n\n{"text": "b"}', "line 3 has to be an object"),
         ('{"messages": "hi"}', "line 1: messages are no list of objects"),
+        ('{"prompt": "a", "sampling_params": {"temprature": 1}}', "line 1: unknown sampling parameter 'temprature'"),
         ('{"prompt": "a", "sampling_params": {"temprature": 1}}', "did you mean 'temperature'?"),
+        ('{"prompt": "a", "sampling_params": {"self": 1}}', "line 1: unknown sampling parameter 'self'"),
+        ('{"prompt": "a", "sampling_params": [1]}', "line 1: sampling_params are a list; they are an object"),
+        ('{"prompt": "a", "id": ' + "9" * 5000 + "}", "line 1 is no JSON: Exceeds the limit"),
+        ("[" * 100_000, "line 1 is nested more than 100 deep"),
+        ('{"prompt": ' + "[" * 100 + "]" * 100 + "}", "line 1 is nested more than 100 deep"),
     ],
 )
 def test_a_line_that_is_no_prompt_is_named_before_anything_starts(

@@ -44,6 +44,7 @@ def test_one_prompt_counts_as_several_prompts_of_one() -> None:
         ([1, "a"], "prompt 1: holds 'a', which is no token id"),
         ([True], "prompt 1: holds True"),
         ({"prompt_token_ids": [1.5]}, "prompt 1: holds 1.5"),
+        ("a \ud83d", r"prompt 1: holds half a character, '\\ud83d'"),
     ],
 )
 def test_what_is_no_prompt_is_named_with_its_index(prompt: object, message: str) -> None:
