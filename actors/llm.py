@@ -16,11 +16,12 @@ from .async_engine import AsyncEngine
 from .collect import collect
 from .engine import EngineHandle, find_engine, start_engine
 from .frontdesk import Frontdesk
+from .messages import Message
 from .opening import default_sampling_params, failure_of, open_desk
 from .outputs import RequestOutput
 from .progress import Progress
 from .prompts import Encoded, Limits, Prompt, as_list, encode
-from .tokenizer import Message, Tokenizer, load_tokenizer
+from .tokenizer import Tokenizer, load_tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams]
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from ..configs.engine import EngineConfig
 from ..errors import ModelError, RequestError
+from .messages import Message, plain_message
 
-Message = dict[str, Any]  # {"role": ..., "content": ...}, as chat templates take them
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -112,8 +112,9 @@ class Tokenizer:
         if self.fast.chat_template is None and not options.get("chat_template"):
             raise RequestError("the model's folder has no chat template; give chat_template=")
         options.setdefault("add_generation_prompt", True)
+        plain = [plain_message(message) for message in messages]
         try:
-            return str(self.fast.apply_chat_template(messages, tokenize=False, **options))
+            return str(self.fast.apply_chat_template(plain, tokenize=False, **options))
         except Exception as error:  # whatever a template does with messages that it was not made for
             raise RequestError(f"the chat template can't take these messages: {error}") from None
 
