@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ...errors import RequestError
 from ..llm import LLM
 from ..progress import Progress
 from ..prompts import Prompt
-from .files import AnswerFile, Item, read_items
+from .files import AnswerFile, Item, read_items, rereadable
 from .report import Report
 
 
@@ -23,19 +23,25 @@ from .report import Report
 class Batch:
     """What a run over a file depends on; the answers' digests cover it."""
 
-    input: Path
+    input: Path  # as the user calls it
     output: Path
     model: str  # as the user calls it
     chat: bool
     params: SamplingParams
+    source: Path | None = None  # where the input can be read again, if not at its own place
 
     def items(self) -> Iterator[Item]:
         """The prompts, from the first on."""
-        return read_items(self.input, self.params, f"{self.model} {self.chat}")
+        return read_items(self.source or self.input, self.params, f"{self.model} {self.chat}", self.input)
 
 
 def answer_file(batch: Batch, config: EngineConfig) -> tuple[Report, dict[str, Any]] | None:
     """Answers what is not yet answered; the figures of it and of the engine, None when nothing was left to do."""
+    with rereadable(batch.input) as source:
+        return _answer_rest(replace(batch, source=source), config)
+
+
+def _answer_rest(batch: Batch, config: EngineConfig) -> tuple[Report, dict[str, Any]] | None:
     total = sum(1 for _ in batch.items())
     answers = AnswerFile(batch.output)
     try:

@@ -12,9 +12,12 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from shutil import copyfileobj
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from ...configs.sampling import SamplingParams
@@ -36,18 +39,39 @@ class Item:
     digest: str
 
 
-def read_items(file: Path, params: SamplingParams, context: str) -> Iterator[Item]:
+@contextmanager
+def rereadable(file: Path) -> Iterator[Path]:
+    """Where the file's content can be read more than once: a pipe's is copied. Raises ConfigError."""
+    if file.is_file():
+        yield file
+        return
+    with NamedTemporaryFile(prefix="penstock-") as copy:
+        try:
+            with file.open("rb") as pipe:
+                copyfileobj(pipe, copy)
+            copy.flush()
+        except OSError as error:
+            raise _unreadable(file, error) from None
+        yield Path(copy.name)
+
+
+def read_items(file: Path, params: SamplingParams, context: str, name: Path) -> Iterator[Item]:
     """The lines of a file of prompts; empty ones don't count. `context` names what else an answer depends on.
 
-    Raises ConfigError with the line's number for one that is no prompt, or has wrong sampling params.
+    Raises ConfigError with the file's `name` and the line's number for one that is no prompt, or has wrong sampling
+    params.
     """
     try:
         with file.open(encoding="utf-8") as lines:
             numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
             for index, (number, line) in enumerate(numbered):
-                yield _item(index, line, f"{file}, line {number}", params, context)
+                yield _item(index, line, f"{name}, line {number}", params, context)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--input {file} can't be read: {error}") from None
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"--input {name} can't be read: {error}")
 
 
 def _item(index: int, line: str, place: str, params: SamplingParams, context: str) -> Item:

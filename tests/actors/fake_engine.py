@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import penstock.model.demo
+from penstock.actors import llm as llm_module
 from penstock.actors.frontdesk import Frontdesk
 from penstock.actors.opening import open_desk
 from penstock.actors.prompts import Limits
@@ -119,3 +121,15 @@ class FakeEngine:
 
 def desk_of(engine: FakeEngine, tokenizer: bool = True) -> Frontdesk:
     return open_desk(engine, Tokenizer(DEMO) if tokenizer else None)  # type: ignore[arg-type]
+
+
+def started(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """The engine that whatever starts one gets."""
+    fake = FakeEngine()
+
+    def start(config: EngineConfig) -> FakeEngine:
+        fake.config = config
+        return fake
+
+    monkeypatch.setattr(llm_module, "start_engine", start)
+    return fake
