@@ -1,8 +1,7 @@
 """What a completion's text must be, with vLLM's names, and the bounds that hold for every such grammar.
 
 Checked here is what can be checked without compiling: that exactly one kind is given, that JSON is JSON, sizes, depth,
-and that a schema uses no keyword which would silently not be enforced. A `oneOf` is taken as an `anyOf`; a `format`
-that nobody knows is an annotation, as JSON Schema has it.
+and that nothing in a schema or a regular expression would silently not be enforced.
 """
 
 from __future__ import annotations
@@ -14,15 +13,11 @@ from json import dumps, loads
 from typing import NoReturn
 
 from ..errors import RequestError
+from .json_schema import problem_of_schema
+from .regex import problem_of_regex
+from .structural_tag import problem_of_tag
 
 KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
-_NOT_ENFORCED = {  # keywords of JSON Schema that no grammar here can hold the text to
-    *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems"),
-    *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedItems", "unevaluatedProperties"),
-}
-_OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # hold schemas by name
-_OF_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_OF_ONE = ("items", "additionalProperties", "propertyNames")
 _QUOTED = re.compile(r'\\.|"(?:\\.|[^"\\])*"', re.DOTALL)  # brackets that are text
 
 
@@ -95,7 +90,8 @@ def problem_of(spec: str, limits: GrammarLimits = LIMITS) -> str | None:
     if kind == "json_object":
         return None
     if kind in ("regex", "grammar"):
-        return _problem_of_text(kind, text, limits)
+        problem = _problem_of_text(kind, text, limits)
+        return problem_of_regex(text) if problem is None and kind == "regex" else problem
     try:
         value = loads(text)
     except RecursionError:
@@ -104,8 +100,9 @@ def problem_of(spec: str, limits: GrammarLimits = LIMITS) -> str | None:
         return f"the {kind} is not JSON: {error}"
     if (problem := _problem_of_size(kind, value, limits)) is not None:
         return problem
-    schemas = [value] if kind == "json" else _schemas_in(value) if kind == "structural_tag" else []
-    return next((problem for schema in schemas if (problem := _problem_of_schema(schema)) is not None), None)
+    if kind == "json":
+        return problem_of_schema(value)
+    return problem_of_tag(value) if kind == "structural_tag" else None
 
 
 def _text(kind: str, value: object) -> str:
@@ -182,55 +179,3 @@ def _children(value: object) -> Iterator[object]:
         yield from value.values()
     elif isinstance(value, list):
         yield from value
-
-
-def _problem_of_schema(schema: object) -> str | None:
-    """The first keyword that nothing would hold the text to."""
-    todo = [schema]
-    while todo:
-        node = todo.pop()
-        if not isinstance(node, dict):
-            if isinstance(node, bool):
-                continue
-            return f"the json holds a {type(node).__name__} where a schema belongs"
-        if (problem := _problem_of_node(node)) is not None:
-            return problem
-        todo += _subschemas(node)
-    return None
-
-
-def _problem_of_node(node: dict[str, object]) -> str | None:
-    for keyword in sorted(_NOT_ENFORCED & node.keys()):
-        if node[keyword] is not False:
-            return f"the json uses {keyword!r}, which can't be enforced"
-    branches = node.get("allOf")
-    if isinstance(branches, list) and len(branches) > 1:
-        return f"the json uses 'allOf' with {len(branches)} schemas; only one can be enforced"
-    if "multipleOf" in node and node.get("type") != "integer":
-        return "the json uses 'multipleOf', which can be enforced for the type 'integer' alone"
-    if "pattern" in node and ("minLength" in node or "maxLength" in node):
-        return "the json uses 'pattern' together with a length; only one of the two can be enforced"
-    reference = node.get("$ref", "#")
-    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-        return f"the json refers to {str(reference)[:64]!r}; a $ref must stay within the schema and begin with '#/'"
-    return None
-
-
-def _schemas_in(tag: object) -> list[object]:
-    """The schemas that a structural tag holds."""
-    found, level = list[object](), [tag]
-    while level:
-        nodes = [node for node in level if isinstance(node, dict)]
-        found += [node["json_schema"] for node in nodes if node.get("type") == "json_schema" and "json_schema" in node]
-        level = [child for node in level for child in _children(node)]
-    return found
-
-
-def _subschemas(node: dict[str, object]) -> Iterator[object]:
-    for keyword in _OF_NAMES:
-        if isinstance(named := node.get(keyword), dict):
-            yield from named.values()
-    for keyword in _OF_LISTS:
-        if isinstance(listed := node.get(keyword), list):
-            yield from listed
-    yield from (node[keyword] for keyword in _OF_ONE if keyword in node)

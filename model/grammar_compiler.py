@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..configs.engine import EngineConfig
+from ..configs.json_schema import with_whole_patterns
 from ..configs.model_config import ModelConfig
+from ..configs.structural_tag import tag_with_whole_patterns
 from ..configs.structured import split_spec
 from ..errors import RequestError
 
@@ -62,13 +64,13 @@ class GrammarCompiler:
         kind, text = split_spec(spec)
         try:
             if kind == "json" or kind == "json_object":
-                return compiler.compile_json_schema(text or _ANY_OBJECT, any_whitespace=False)
+                return compiler.compile_json_schema(with_whole_patterns(text or _ANY_OBJECT), any_whitespace=False)
             if kind == "regex":
                 return compiler.compile_regex(text)
             if kind == "choice":
                 return compiler.compile_grammar(f"root ::= {' | '.join(map(_quoted, loads(text)))}")
             if kind == "structural_tag":
-                return compiler.compile_structural_tag(text)
+                return compiler.compile_structural_tag(tag_with_whole_patterns(text))
             assert kind == "grammar", f"{kind!r} is no kind of grammar"
             return compiler.compile_grammar(text)
         except (RuntimeError, ValueError, RecursionError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -64,6 +66,81 @@ def test_anything_else_is_refused_with_the_value_and_the_limit(given: dict[str, 
         StructuredOutputsParams(**given)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+REF: dict[str, Any] = {"$ref": "#/$defs/S", "$defs": {"S": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({**REF, "maxLength": 2}, "'maxLength' beside '$ref'"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}], "maxLength": 3}, "'maxLength' beside 'anyOf'"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}], "type": "string"}, "'type' beside 'anyOf'"),
+        ({"oneOf": [{"required": ["a"]}], "properties": {"a": {}}}, "'properties' beside 'oneOf'"),
+        ({"allOf": [REF], "required": ["a"]}, "'required' beside 'allOf'"),
+        ({"allOf": []}, "'allOf' with 0"),
+        ({"enum": ["a", 1], "type": "string"}, "'type' beside 'enum'"),
+        ({"const": True, "type": "integer"}, "'type' beside 'const'"),
+        ({"enum": ["a", "abc"], "maxLength": 1}, "'maxLength' beside 'enum'"),
+        ({"minLength": 3}, "'minLength' without a type"),
+        ({"type": [], "maximum": 3}, "'type' without a type"),
+        ({"properties": {"a": {}}, "required": ["a", "b"]}, "requires 'b'"),
+        ({"type": "object", "required": ["b"]}, "requires 'b'"),
+        ({"type": "object", "properties": {"ab": {}}, "propertyNames": {"maxLength": 1}}, "'propertyNames'"),
+        ({"type": "string", "format": "date", "maxLength": 3}, "'format' together with a length"),
+        ({"type": "string", "format": "date", "pattern": "^2024"}, "'pattern' together with 'format'"),
+        ({"type": "string", "pattern": "(^a|b)c"}, "'^' in the middle"),
+        ({"type": "string", "pattern": '"'}, "needs an escape in JSON"),
+        ({"type": "string", "pattern": r"^[\n]$"}, "needs an escape in JSON"),
+    ],
+)
+def test_what_stands_where_nothing_enforces_it_is_refused_by_name(schema: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        StructuredOutputsParams(json={"type": "array", "items": {**schema, "$defs": {}}, "$defs": REF["$defs"]})
+    assert words in str(caught.value)
+
+
+def test_a_reference_is_followed_wherever_it_leads() -> None:
+    with pytest.raises(RequestError, match="'not'"):
+        StructuredOutputsParams(json={"$ref": "#/shapes/a", "shapes": {"a": {"items": {"$ref": "#"}, "not": {}}}})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None, "title": "A"},
+        {**REF, "description": "a reference", "default": "x"},
+        {**REF, "type": "string"},
+        {"allOf": [REF], "title": "A"},
+        {"const": "x", "type": "string", "title": "A", "default": "x"},
+        {"enum": ["x", None], "type": ["string", "null"], "description": "two"},
+        {"enum": [1, 2.0], "type": "integer"},
+        {"type": "object", "anyOf": [{"type": "object", "properties": {"a": {}}, "required": ["a"]}]},
+        {"type": "string", "format": "binary", "maxLength": 3},
+        {"type": "object", "additionalProperties": {"type": "integer"}, "propertyNames": {"pattern": "^[a-c]$"}},
+        {"type": "integer", "maxLength": 3, "x-order": 1, "examples": [1], "deprecated": True},
+    ],
+)
+def test_annotations_and_what_is_implied_may_stand_anywhere(schema: dict[str, Any]) -> None:
+    StructuredOutputsParams(json={**schema, "$defs": REF["$defs"]})
+
+
+@pytest.mark.parametrize(
+    ("regex", "words"),
+    [(r"\Aa", r"\A"), (r"a\Z", r"\Z"), (r"[\h]", r"\h"), ("a$b", "'$' in the middle"), ("(a|^b)", "'^'")],
+)
+def test_a_regex_that_would_be_misread_is_refused(regex: str, words: str) -> None:
+    tag = {"type": "structural_tag", "format": {"type": "regex", "pattern": regex}}
+    cases: list[dict[str, Any]] = [{"regex": regex}, {"structural_tag": json.dumps(tag)}]
+    for given in cases:
+        with pytest.raises(RequestError, match=re.escape(words)):
+            StructuredOutputsParams(**given)
+
+
+def test_anchors_at_the_ends_and_what_looks_like_one_are_fine() -> None:
+    for regex in ("^yes$|^no$", r"[$^]\$\^a", r"^\w+\d\x41\u00e9$", "[^$]|[[]$"):
+        StructuredOutputsParams(regex=regex)
 
 
 def test_a_property_may_have_the_name_of_a_keyword() -> None:

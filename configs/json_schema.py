@@ -1,0 +1,202 @@
+"""Which JSON schemas a grammar holds a text to, keyword by keyword: what would be dropped silently is refused by name.
+
+xgrammar reads one leading keyword of a schema (`$ref`, `enum`, ...) and drops the constraints beside it, and those that
+belong to a type where no type is given. A keyword that nobody knows is an annotation, as JSON Schema has it. A `oneOf`
+is taken as an `anyOf`, an object without `additionalProperties` as one that has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from json import dumps, loads
+from urllib.parse import unquote
+
+from .regex import problem_of_pattern, searching
+
+Node = dict[str, object]
+
+_NOT_ENFORCED = {  # keywords that no grammar here can hold the text to
+    *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "$dynamicRef"),
+    *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedItems", "unevaluatedProperties"),
+}
+_LEADS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # nothing beside one of them is read
+_UNTYPED = (  # not read without a type
+    *("minLength", "maxLength", "pattern", "format"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    *("minItems", "maxItems", "patternProperties", "propertyNames", "required", "minProperties", "maxProperties"),
+)
+_SHOW_A_TYPE = {
+    **dict.fromkeys(("properties", "additionalProperties", "unevaluatedProperties"), "object"),
+    **dict.fromkeys(("items", "prefixItems", "unevaluatedItems"), "array"),
+}
+_CONSTRAINTS = (*_UNTYPED, "properties", "additionalProperties", "items", "prefixItems")
+_FORMATS = {  # the others are annotations
+    *("email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri", "uri-reference"),
+    *("uri-template", "json-pointer", "relative-json-pointer"),
+}
+_OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # hold schemas by name
+_OF_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_OF_ONE = ("items", "additionalProperties", "propertyNames")
+_PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "null": type(None),
+    "boolean": bool,
+    "integer": int,
+    "number": (int, float),
+    "array": list,
+    "object": dict,
+}
+
+
+def problem_of_schema(schema: object) -> str | None:
+    """The first keyword that nothing would hold the text to, in words."""
+    of_names = set[int]()  # schemas of properties' names, which are strings without saying so
+    for node in _schemas_of(schema):
+        if isinstance(node, bool):
+            continue
+        if not isinstance(node, dict):
+            return f"the json holds a {type(node).__name__} where a schema belongs"
+        of_names.add(id(node.get("propertyNames")))
+        if (problem := _problem_of_node(node, schema, "string" if id(node) in of_names else None)) is not None:
+            return problem
+    return None
+
+
+def with_whole_patterns(text: str) -> str:
+    """A schema with patterns for whole texts, as grammars read them, where JSON Schema searches."""
+    schema = loads(text)
+    make_patterns_whole(schema)
+    return dumps(schema, ensure_ascii=False)
+
+
+def make_patterns_whole(schema: object) -> None:
+    """The same in place."""
+    for node in [node for node in _schemas_of(schema) if isinstance(node, dict)]:
+        if isinstance(pattern := node.get("pattern"), str):
+            node["pattern"] = searching(pattern)
+        if isinstance(named := node.get("patternProperties"), dict):
+            node["patternProperties"] = {searching(pattern): each for pattern, each in named.items()}
+
+
+def _schemas_of(schema: object) -> Iterator[object]:
+    """Every schema in a schema, each once: itself, those within, and those that a `$ref` leads to."""
+    todo, seen = [schema], set[int]()
+    while todo:
+        node = todo.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            todo += _subschemas(node, schema) if isinstance(node, dict) else ()
+
+
+def _subschemas(node: Node, root: object) -> Iterator[object]:
+    for keyword in _OF_NAMES:
+        if isinstance(named := node.get(keyword), dict):
+            yield from named.values()
+    for keyword in _OF_LISTS:
+        if isinstance(listed := node.get(keyword), list):
+            yield from listed
+    yield from (node[keyword] for keyword in _OF_ONE if keyword in node)
+    if (target := _target(node, root)) is not None:
+        yield target
+
+
+def _target(node: Node, root: object) -> object:
+    """What a node's `$ref` leads to; None where there is none, which the compiler says."""
+    found, reference = root, node.get("$ref")
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    for part in reference.split("/")[1:]:
+        found = found.get(unquote(part).replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found
+
+
+def _problem_of_node(node: Node, root: object, implied: str | None) -> str | None:
+    for keyword in sorted(_NOT_ENFORCED & node.keys()):
+        if node[keyword] is not False:
+            return f"the json uses {keyword!r}, which can't be enforced"
+    reference = node.get("$ref", "#")
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        return f"the json refers to {str(reference)[:64]!r}; a $ref must stay within the schema and begin with '#/'"
+    lead = next((keyword for keyword in _LEADS if keyword in node), None)
+    return _problem_of_led(node, lead, root) if lead is not None else _problem_of_typed(node, implied)
+
+
+def _problem_of_led(node: Node, lead: str, root: object) -> str | None:
+    branches = node.get("allOf", [{}])
+    if isinstance(branches, list) and len(branches) != 1:
+        return f"the json uses 'allOf' with {len(branches)} schemas; only one can be enforced"
+    for keyword in (*_LEADS, *_CONSTRAINTS):
+        if keyword != lead and _uses(node, keyword):
+            return f"the json uses {keyword!r} beside {lead!r}, where it can't be enforced"
+    if "type" in node and not _has_type(node, lead, root):
+        return f"the json uses 'type' beside {lead!r}, which allows other types: it can't be enforced there"
+    return None
+
+
+def _has_type(node: Node, lead: str, root: object) -> bool:
+    """Whether all that the leading keyword allows is of the node's own type, as far as one look tells."""
+    own, led = _types(node), node[lead]
+    if lead in ("const", "enum"):
+        values = led if lead == "enum" and isinstance(led, list) else [led]
+        return all(any(_is_of(value, name) for name in own) for value in values)
+    branches = led if isinstance(led, list) else [node]
+    targets = [_target(each, root) if isinstance(each, dict) and "$ref" in each else each for each in branches]
+    return all(isinstance(each, dict) and _types(each) and _types(each) <= own for each in targets)
+
+
+def _problem_of_typed(node: Node, implied: str | None) -> str | None:
+    types = _types(node) or {implied}
+    loose = next((keyword for keyword in ("type", *_UNTYPED) if _uses(node, keyword)), None)
+    if types == {None} and loose is not None:
+        return f"the json uses {loose!r} without a type, where it can't be enforced"
+    if "multipleOf" in node and node.get("type") != "integer":
+        return "the json uses 'multipleOf', which can be enforced for the type 'integer' alone"
+    if "string" in types and (problem := _problem_of_string(node)) is not None:
+        return problem
+    return _problem_of_object(node) if "object" in types else None
+
+
+def _problem_of_string(node: Node) -> str | None:
+    held = [repr(keyword) for keyword in ("pattern", "format") if _uses(node, keyword)]
+    held += ["a length"] if "minLength" in node or "maxLength" in node else []
+    if len(held) > 1:
+        return f"the json uses {held[0]} together with {held[1]}; only one of the two can be enforced"
+    pattern = node.get("pattern")
+    return problem_of_pattern(pattern) if isinstance(pattern, str) else None
+
+
+def _problem_of_object(node: Node) -> str | None:
+    named, patterns, required = (node.get(key) for key in ("properties", "patternProperties", "required"))
+    if isinstance(required, list):
+        for name in map(str, required):
+            if not isinstance(named, dict) or name not in named:
+                return f"the json requires {name[:64]!r}, which isn't among its 'properties': it can't be enforced"
+    if "propertyNames" in node and (named or patterns):
+        return "the json uses 'propertyNames' beside named properties, where it can't be enforced"
+    for pattern in patterns if isinstance(patterns, dict) else ():
+        if (problem := problem_of_pattern(pattern)) is not None:
+            return problem
+    return None
+
+
+def _uses(node: Node, keyword: str) -> bool:
+    """Whether a node has a keyword that constrains; a format that nobody knows is an annotation."""
+    return keyword in node and (keyword != "format" or str(node[keyword]) in _FORMATS)
+
+
+def _types(node: Node) -> set[str | None]:
+    """The types that a node names, or shows by a keyword; a number may be an integer."""
+    if "type" not in node:
+        return {name for keyword, name in _SHOW_A_TYPE.items() if keyword in node}
+    given = node["type"]
+    names: set[str | None] = set(map(str, given)) if isinstance(given, list) else {str(given)}
+    return names | ({"integer"} if "number" in names else set())
+
+
+def _is_of(value: object, type_name: str | None) -> bool:
+    if isinstance(value, bool) and type_name != "boolean":
+        return False
+    if type_name == "integer" and isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, _PYTHON_TYPES.get(type_name or "", object))

@@ -1,0 +1,84 @@
+"""Regular expressions as grammars take them: for a whole text, with anchors at its ends or none.
+
+What a grammar would misread is refused by name: xgrammar drops an anchor in the middle, and takes an escape that it
+doesn't know for the letter. A JSON schema's `pattern` searches in a text; `searching` writes it for the whole of one.
+What the grammar's compiler refuses itself (lookarounds, references back) isn't looked for.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ESCAPE = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{1,6}\}|.)"
+_CLASS = r"\[\^?(?:\\.|[^\]\\])*+\]?"
+_TOKEN = re.compile(f"{_ESCAPE}|{_CLASS}|.", re.DOTALL)
+_PART = re.compile(f"{_ESCAPE}|.", re.DOTALL)  # of a class
+_READ_IN_CLASSES = set("abcdDefnrsStuvwWx")  # letters that mean something behind a backslash
+_READ = _READ_IN_CLASSES | set("BkpP")
+_CONTROLS = {rf"\{letter}" for letter in "0acefnrtv"}
+
+
+def problem_of_regex(text: str, name: str = "regex") -> str | None:
+    """What a grammar would misread, in words."""
+    for tokens in _alternatives(text):
+        for at, token in enumerate(tokens):
+            if (token == "^" and at > 0) or (token == "$" and at < len(tokens) - 1):
+                return f"the {name} has {token!r} in the middle, where it can't be enforced"
+            read = _READ_IN_CLASSES if token[0] == "[" else _READ
+            for part in _parts(token):
+                if part[0] == "\\" and part[1:2].isalpha() and part[1] not in read:
+                    return f"the {name} uses {part!r}, which can't be enforced"
+    return None
+
+
+def problem_of_pattern(text: str) -> str | None:
+    """The same of a JSON schema's pattern, whose text stands in JSON as it is: nothing in it may need an escape."""
+    if (problem := problem_of_regex(text, "json's pattern")) is not None:
+        return problem
+    for token in _TOKEN.findall(text):
+        if token.startswith("[^"):
+            continue  # leaves out what needs one
+        forbidden = () if token[0] == "[" else ('"', "\\")  # a class leaves out these two
+        for part in _parts(token):
+            if _is_control(part) or _character(part) in forbidden:
+                return f"the json's pattern holds {part!r}, which needs an escape in JSON and can't be enforced"
+    return None
+
+
+def searching(pattern: str) -> str:
+    """A pattern for the whole of a text in which `pattern` is found."""
+    return "|".join(map(_opened, _alternatives(pattern)))
+
+
+def _opened(tokens: list[str]) -> str:
+    begins, ends = tokens[:1] == ["^"], tokens[-1:] == ["$"]
+    middle = "".join(tokens[begins : len(tokens) - ends])
+    return f"{'' if begins else '.*'}{middle}{'' if ends else '.*'}"
+
+
+def _alternatives(text: str) -> list[list[str]]:
+    """The tokens of each alternative, those in parentheses not told apart."""
+    found, depth = [list[str]()], 0
+    for token in _TOKEN.findall(text):
+        depth += (token == "(") - (token == ")")
+        if token == "|" and depth == 0:
+            found.append([])
+        else:
+            found[-1].append(token)
+    return found
+
+
+def _parts(token: str) -> list[str]:
+    """A class's members, or the token alone."""
+    return _PART.findall(token[1:]) if token[0] == "[" else [token]
+
+
+def _character(token: str) -> str:
+    """The character that a token means; a token that means another thing is returned as it is."""
+    if token[:2] in (r"\x", r"\u") and len(token) > 2:
+        return chr(min(int(token[2:].strip("{}"), 16), 0x10FFFF))
+    return token[1] if token[0] == "\\" and not token[1:2].isalnum() and len(token) > 1 else token
+
+
+def _is_control(token: str) -> bool:
+    return token in _CONTROLS or (len(character := _character(token)) == 1 and character < " ")

@@ -1,0 +1,84 @@
+"""What the grammars of schemas take: of those that pydantic and OpenAI's client write, and of patterns that search."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from openai import pydantic_function_tool
+from pydantic import BaseModel, Field
+
+import penstock.model.demo
+from penstock.configs.structured import StructuredOutputsParams
+from penstock.model.grammar_compiler import GrammarCompiler
+
+COMPILER = GrammarCompiler(str(Path(penstock.model.demo.__file__).parent), 264, [257])
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Part(BaseModel):
+    """A part of a thing."""
+
+    kind: Literal["part"] = "part"
+    size: int = Field(ge=0, le=5, description="its size")
+
+
+class Thing(BaseModel):
+    """A thing with all that is usual."""
+
+    part: Part = Field(description="the main one")
+    colour: Colour = Colour.RED
+    name: Annotated[str, Field(min_length=1, max_length=3)] | None = None
+    code: str = Field(pattern="^[a-z]+$")
+    other: Part | None = Field(default=None, description="another one")
+    by_colour: dict[Colour, int]
+
+
+def allows(text: str, **given: Any) -> bool:
+    from xgrammar import GrammarMatcher
+
+    matcher = GrammarMatcher(COMPILER.compile(StructuredOutputsParams(**given).spec), terminate_without_stop_token=True)
+    return all(matcher.accept_string(bytes([byte])) for byte in text.encode()) and matcher.is_terminated()
+
+
+def test_pydantic_and_openai_schemas_hold_the_text() -> None:
+    good = Thing(part=Part(size=3), name="ab", code="xy", by_colour={Colour.BLUE: 2}).model_dump(mode="json")
+    parameters = pydantic_function_tool(Thing)["function"]["parameters"]
+    for schema in (Thing.model_json_schema(), parameters):
+        assert allows(json.dumps(good), json=schema)
+        for wrong in ({"name": "abcd"}, {"colour": "green"}, {"part": {"kind": "part", "size": 6}}, {"code": "x1"}):
+            assert not allows(json.dumps({**good, **wrong}), json=schema), wrong
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found", "missed"),
+    [
+        ("foo", ["foo", "a foo!"], ["fo"]),
+        ("^[A-Z]", ["A", "Abc"], ["aA"]),
+        ("é$", ["é", "café"], ["éa"]),
+        ("^a$|^b$", ["a", "b"], ["ab"]),
+        ("^(a|b)$|c", ["a", "b", "xcx"], ["ab"]),
+        (r"^\$[^|]{2}$", ["$ab"], ["$a|"]),
+    ],
+)
+def test_a_pattern_searches(pattern: str, found: list[str], missed: list[str]) -> None:
+    value = {"type": "string", "pattern": pattern}
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": value}}
+    for text in [*found, *missed]:
+        quoted = json.dumps(text, ensure_ascii=False)
+        assert allows(quoted, json=value) == (text in found), text
+        assert allows(quoted, structural_tag=json.dumps(tag)) == (text in found), text
+        named = {"type": "object", "patternProperties": {pattern: {"type": "null"}}}
+        assert allows(f"{{{quoted}: null}}", json=named) == (text in found), text
+
+
+def test_a_constant_is_no_schema() -> None:
+    value = {"pattern": "a"}
+    assert allows('{"pattern":"a"}', json={"const": value, "default": value})
