@@ -1,13 +1,13 @@
 """How positions are rotated into queries and keys, read from either form of `config.json`.
 
 The older form has `rope_theta` and `rope_scaling` (whose kind is named `rope_type` or `type`); the newer has all in
-`rope_parameters`.
+`rope_parameters`. A `rope_scaling` that was added to the newer form scales what that has, its theta kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from ..errors import ModelError
 from .architectures import Architecture
@@ -38,8 +38,8 @@ class RopeConfig:
 
 def read_rope(fields: Fields, arch: Architecture, head_dim: int) -> RopeConfig:
     """The rotation that a config.json asks for. Raises ModelError for a type that isn't served."""
-    rope = fields.inner("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
-    kind = rope.text("rope_type", rope.text("type", "default"))
+    rope = _rotation(fields)
+    kind = rope.text("rope_type", "default")
     if kind not in get_args(RopeType):
         raise ModelError(f"{rope.source}: rope type {kind!r} isn't served; known are {', '.join(get_args(RopeType))}")
     if any(isinstance(value, dict) for value in rope.values.values()):
@@ -67,6 +67,27 @@ def read_rope(fields: Fields, arch: Architecture, head_dim: int) -> RopeConfig:
         mscale_all_dim=rope.optional_number("mscale_all_dim"),
         truncate=rope.flag("truncate", True),
     )
+
+
+def _rotation(fields: Fields) -> Fields:
+    """What either form says, or both; raises ModelError where both scale and not alike."""
+    newer, older = (_with_kind(fields.inner(name)) for name in ("rope_parameters", "rope_scaling"))
+    if not newer or not older:
+        return Fields(f"{fields.source} ({'rope_parameters' if newer else 'rope_scaling'})", newer or older)
+    if newer.get("rope_type", "default") != "default":
+        for name in newer.keys() & older.keys():
+            if newer[name] != older[name]:
+                raise ModelError(
+                    f"{fields.source}: {name} is {older[name]!r} in rope_scaling and {newer[name]!r} in rope_parameters"
+                )
+    return Fields(f"{fields.source} (rope_parameters and rope_scaling)", newer | older)
+
+
+def _with_kind(rope: Fields) -> dict[str, Any]:
+    """The fields that are there, the kind under its newer name."""
+    values = {name: value for name, value in rope.values.items() if value is not None}
+    kind = values.pop("type", None)
+    return values if kind is None else {"rope_type": kind} | values
 
 
 def _rotated_share(fields: Fields, rope: Fields, arch: Architecture) -> float:

@@ -60,6 +60,21 @@ def test_the_older_and_the_newer_form_say_the_same(tmp_path: Path, name: str) ->
     assert (config.rope.type, config.rope.theta, config.rope.factor, config.dtype) == ("llama3", 5e5, 8.0, "bfloat16")
 
 
+@pytest.mark.parametrize("kind", ["type", "rope_type"])
+def test_a_scaling_added_to_the_newer_form_scales_what_that_has(tmp_path: Path, kind: str) -> None:
+    scaling = {kind: "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    plain = {"rope_type": "default", "rope_theta": 1e6}
+    scaled = plain | scaling | {"rope_type": "yarn"}
+    alone = read(tmp_path, LLAMA | {"rope_theta": 1e6, "rope_scaling": scaling})
+    assert alone.rope.type == "yarn"
+    assert read(tmp_path, LLAMA | {"rope_parameters": plain, "rope_scaling": scaling}) == alone
+    assert read(tmp_path, LLAMA | {"rope_parameters": scaled, "rope_scaling": scaling}) == alone
+    theta = read(tmp_path, LLAMA | {"rope_parameters": plain, "rope_scaling": scaling | {"rope_theta": 5e5}}).rope.theta
+    assert theta == 5e5
+    with pytest.raises(ModelError, match=r"factor is 4.0 in rope_scaling and 2.0 in rope_parameters"):
+        read(tmp_path, LLAMA | {"rope_parameters": scaled | {"factor": 2.0}, "rope_scaling": scaling})
+
+
 def test_nulls_count_as_left_out(tmp_path: Path) -> None:
     nulls = dict.fromkeys(("head_dim", "rope_scaling", "sliding_window", "num_key_value_heads", "quantization_config"))
     assert read(tmp_path, LLAMA | nulls) == read(tmp_path, LLAMA)
