@@ -151,17 +151,17 @@ def _chosen(choice: Choice, configured: bool) -> bool:
 
 
 def _windows(fields: Fields, arch: Architecture, num_layers: int) -> tuple[int | None, frozenset[int]]:
-    """The window and the layers that have it: by `layer_types` where the family reads them, or by its rule."""
+    """The window and the layers that have it: by `layer_types` where the family has windows, else by its rule."""
     if arch.window_rule == "none" or not fields.has("sliding_window"):
         return None, frozenset()
     window = fields.integer("sliding_window")
-    if arch.window_rule == "all_layers":
-        return window, frozenset(range(num_layers))
-    if not fields.flag("use_sliding_window", False):
+    by_switch = arch.window_rule == "from_max_window_layers"
+    if by_switch and not fields.flag("use_sliding_window", False):
         return None, frozenset()
     types = fields.values.get("layer_types")
     if types is None:
-        return window, frozenset(range(int(fields.number("max_window_layers", 28)), num_layers))
+        first = int(fields.number("max_window_layers", 28)) if by_switch else 0
+        return window, frozenset(range(first, num_layers))
     if not isinstance(types, list) or len(types) != num_layers:
         raise fields.wrong("layer_types", f"a list of {num_layers} names, one for each layer")
     if unknown := set(map(str, types)) - {"full_attention", "sliding_attention"}:

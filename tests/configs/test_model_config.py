@@ -96,6 +96,8 @@ def test_families_differ_as_their_rows_say(tmp_path: Path) -> None:
 def test_windows_are_the_layers_that_the_family_says(tmp_path: Path) -> None:
     mistral = LLAMA | {"architectures": ["MistralForCausalLM"], "sliding_window": 32}
     assert [read(tmp_path, mistral).window_of(layer) for layer in range(4)] == [32] * 4
+    mistral["layer_types"] = ["full_attention", "sliding_attention"] * 2
+    assert [read(tmp_path, mistral).window_of(layer) for layer in range(4)] == [None, 32] * 2
     qwen = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32, "max_window_layers": 3}
     assert [read(tmp_path, qwen).window_of(layer) for layer in range(4)] == [None] * 4
     qwen["use_sliding_window"] = True
