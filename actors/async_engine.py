@@ -51,10 +51,6 @@ class AsyncEngine:
         """The model's tokenizer and chat template; None without one."""
         return self._desk.tokenizer
 
-    def piece(self, token_id: int) -> str:
-        """One token's own text; without a tokenizer its number."""
-        return str(token_id) if self._desk.tokenizer is None else self._desk.tokenizer.piece(token_id)
-
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
     ) -> AsyncGenerator[RequestOutput]:

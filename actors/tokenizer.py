@@ -68,6 +68,7 @@ class Tokenizer:
             raise ModelError(f"the tokenizer in {folder} can't be read: {error}") from None
         self._backend = self.fast.backend_tokenizer
         self._pieces: dict[int, str] = {}
+        self._names: dict[int, str] = {}
         self._bytes_of = _byte_reader(self._backend.decoder)
         self._added = frozenset(self.fast.added_tokens_decoder)  # which is made anew whenever it is asked for
 
@@ -103,6 +104,16 @@ class Tokenizer:
         written = None if token_id in self._added else self._backend.id_to_token(token_id)
         found = None if written is None else self._bytes_of(written)
         return self.piece(token_id).encode("utf-8", "replace") if found is None else found
+
+    def name(self, token_id: int) -> str:
+        """One token's text, or what OpenAI calls bytes that are no text by themselves: `bytes:\\xe6`."""
+        if token_id not in self._names:
+            said = self.piece_bytes(token_id)
+            try:
+                self._names[token_id] = said.decode()
+            except UnicodeDecodeError:
+                self._names[token_id] = f"bytes:{repr(said)[2:-1]}"
+        return self._names[token_id]
 
     def chat_prompt(self, messages: list[Message], /, **options: Any) -> str:
         """The text that the chat template makes of a conversation, ready for an answer.

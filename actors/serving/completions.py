@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 from ...configs.sampling import SamplingParams
 from ..answer import Answer
+from ..detokenizer import Detokenizer
 from ..outputs import CompletionOutput, PositionLogprobs
 from ..prompts import Prompt
-from .chat_logprobs import finite
+from .completion_logprobs import TextOffsets, completion_logprobs, echo_offsets
 from .completion_protocol import CompletionLogprobs, CompletionRequest, Usage
 from .envelope import Envelope
 from .fields import only_one
@@ -66,7 +67,7 @@ class _Reply:
     def __init__(self, service: Service, body: CompletionRequest, job: Job) -> None:
         self._service, self._body, self._job = service, body, job
         self._envelope = Envelope(service, body, job, self._usage)
-        self._offsets: dict[int, int] = {}  # by choice: characters of the tokens that came before, for text_offset
+        self._offsets: dict[int, TextOffsets] = {}  # by choice
         self._is_echo_only = bool(body.echo) and body.max_tokens == 0
         self._echoes = [self._prompt_text(answer) for answer in job.answers] if body.echo else []
 
@@ -102,18 +103,14 @@ class _Reply:
     def _choice(self, answer: Answer, output: CompletionOutput) -> dict[str, Any]:
         index = answer.index * self._job.params.n + output.index
         is_first = index not in self._offsets
-        self._offsets.setdefault(index, 0)
-        text, token_ids = output.text, output.token_ids
-        tables: Sequence[PositionLogprobs | None] | None = output.logprobs
-        if self._body.echo and is_first:
-            text = self._echoes[answer.index] + text
-            if tables is not None and answer.prompt_logprobs is not None:
-                tables = [*answer.prompt_logprobs, *tables]
-                token_ids = [*answer.prompt.token_ids, *token_ids]
+        if is_first:
+            self._offsets[index] = self._text_offsets(answer)
+        echo = self._echoes[answer.index] if self._body.echo and is_first else ""
+        logprobs = None if output.logprobs is None else self._logprobs(answer, output, index, echo).model_dump()
         choice: dict[str, Any] = {
             "index": index,
-            "text": text,
-            "logprobs": None if tables is None else self._columns(index, tables, token_ids).model_dump(),
+            "text": echo + output.text,
+            "logprobs": logprobs,
             "finish_reason": output.finish_reason,
             "stop_reason": output.stop_reason,
         }
@@ -127,24 +124,23 @@ class _Reply:
         text = answer.prompt.text
         return self._service.tokenizer.decode(answer.prompt.token_ids) if text is None else text
 
-    def _columns(
-        self, index: int, tables: Sequence[PositionLogprobs | None], token_ids: Sequence[int]
-    ) -> CompletionLogprobs:
-        columns = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
-        for table, token_id in zip(tables, token_ids, strict=False):
-            text = self._service.engine.piece(token_id)
-            columns.tokens.append(text)
-            columns.text_offset.append(self._offsets[index])
-            self._offsets[index] += len(text)
-            columns.token_logprobs.append(None if table is None else finite(table[token_id].logprob))
-            assert columns.top_logprobs is not None
-            columns.top_logprobs.append(None if table is None else self._likeliest(table))
-        if not self._body.logprobs:
-            columns.top_logprobs = None
-        return columns
+    def _text_offsets(self, answer: Answer) -> TextOffsets:
+        tokenizer, prompt, skips = self._service.engine.tokenizer, answer.prompt, self._job.params.skip_special_tokens
+        detokenizer = None if tokenizer is None else Detokenizer(tokenizer, prompt.token_ids, skips)
+        return TextOffsets(detokenizer, len(self._echoes[answer.index]) if self._body.echo else 0)
 
-    def _likeliest(self, table: PositionLogprobs) -> dict[str, float]:
-        return {self._service.engine.piece(other): finite(each.logprob) for other, each in table.items()}
+    def _logprobs(self, answer: Answer, output: CompletionOutput, index: int, echo: str) -> CompletionLogprobs:
+        """The output's columns, behind the prompt's where that is echoed."""
+        scored = list(zip(output.logprobs or (), output.token_ids, strict=False))  # a stop string may cut the ids short
+        tables: list[PositionLogprobs | None] = [table for table, _ in scored]
+        token_ids = [token_id for _, token_id in scored]
+        offsets = self._offsets[index].take(token_ids)
+        if echo and answer.prompt_logprobs is not None:
+            prompt = answer.prompt.token_ids
+            tables, token_ids = [*answer.prompt_logprobs, *tables], [*prompt, *token_ids]
+            offsets = [*echo_offsets(echo, prompt, self._service.tokenizer), *offsets]
+        tokenizer = self._service.engine.tokenizer
+        return completion_logprobs(tables, token_ids, offsets, tokenizer, bool(self._body.logprobs))
 
     def _usage(self) -> Usage:
         usage = usage_of(self._job.answers)

@@ -72,10 +72,6 @@ class RoutedEngine:
         """What the model's folder recommends."""
         return self._model.default_sampling_params
 
-    def piece(self, token_id: int) -> str:
-        """One token's own text."""
-        return self._model.piece(token_id)
-
     def prepare(
         self, prompts: Sequence[Prompt], sampling_params: SamplingParams | None = None, add_special_tokens: bool = True
     ) -> list[Answer]:

@@ -28,5 +28,12 @@ def test_byte_tokens_of_a_fallback_are_their_bytes_and_words_are_text(tmp_path: 
     assert tokenizer.piece_bytes(1) == tokenizer.piece(1).encode() == b"Hello"
 
 
+def test_a_token_is_named_by_its_text_or_by_its_bytes(tmp_path: Path) -> None:
+    assert [BYTES.name(token_id) for token_id in (97, END, 0xE6)] == ["a", "<|end|>", r"bytes:\xe6"]
+    metaspace().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(str(tmp_path))
+    assert [tokenizer.name(token_id) for token_id in (1, FIRST_BYTE + 0xE6)] == ["Hello", r"bytes:\xe6"]
+
+
 def test_an_id_that_no_token_has_is_nothing() -> None:
     assert BYTES.piece_bytes(1 << 20) == BYTES.piece(1 << 20).encode()

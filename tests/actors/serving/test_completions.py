@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penstock.actors.outputs import Logprob
+from penstock.actors.serving.completion_logprobs import completion_logprobs
+from penstock.actors.tokenizer import Tokenizer
 from penstock.scheduler.messages import NewRequest, TokenEvent
 from penstock.scheduler.plan import ints
 
-from ..fake_engine import END, FakeEngine, scored, scored_echo, spoken
+from ..fake_engine import DEMO, END, FakeEngine, scored, scored_echo, spoken
 from .served import COMPLETIONS, Paced, Served, joined_completions
 
 
@@ -176,6 +179,59 @@ def test_logprobs_are_columns_with_offsets() -> None:
     assert columns["tokens"] == ["a", "b", "a", "b", "<|end|>"]
     assert columns["text_offset"] == [0, 1, 2, 3, 4]
     assert columns["top_logprobs"] is None
+
+
+def scored_bytes(request: NewRequest) -> list[TokenEvent]:
+    """Two tokens of one character, each scored beside two other tokens that are no text by themselves."""
+    events = spoken(request, b"\xc3", b"\xa9", reason="length")
+    for event in events:
+        (token_id,) = event.token_ids.tolist()
+        score = scored([token_id])
+        score.top_ids, score.top_values = ints([[token_id, 0xE2, 0xE6]]), np.array([[-1, -3, -4]], np.float32)
+        event.logprobs = [score]
+    return events
+
+
+def test_tokens_that_are_no_text_by_themselves_are_named_by_their_bytes() -> None:
+    (choice,) = Served(FakeEngine(scored_bytes)).ask(COMPLETIONS, prompt="a", logprobs=3)["choices"]
+    assert choice["text"] == "é"
+    assert choice["logprobs"]["tokens"] == [r"bytes:\xc3", r"bytes:\xa9"]
+    assert choice["logprobs"]["top_logprobs"] == [
+        {token: -1.0, r"bytes:\xe2": -3.0, r"bytes:\xe6": -4.0} for token in (r"bytes:\xc3", r"bytes:\xa9")
+    ]
+
+
+def test_no_token_takes_the_place_of_the_scored_one_whose_text_it_shares() -> None:
+    columns = completion_logprobs([{900: Logprob(-1.0), 901: Logprob(-0.5)}], [900], [0], Tokenizer(DEMO), names_likeliest=True)
+    assert columns.top_logprobs == [{"": -1.0}]
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "offsets"),
+    [
+        ({"prompt": "né日x"}, "né日x", [0, 1, 1, 2, 2, 2, 3, 4]),
+        ({"prompt": "é", "echo": True}, "éé", [0, 0, 1, 1, 2]),
+        ({"prompt": "a", "echo": True, "skip_special_tokens": False}, "aa", [0, 1, 2]),
+        ({"prompt": "<|user|>é!", "echo": True, "max_tokens": 0}, "<|user|>é!", [0, 8, 8, 9]),
+        ({"prompt": [259, 104, 105, END], "echo": True, "max_tokens": 0}, "hi", [0, 0, 1, 2]),
+    ],
+)
+def test_a_tokens_offset_is_where_its_text_begins(body: dict[str, Any], text: str, offsets: list[int]) -> None:
+    served = Served(Paced(scored_echo))
+    (choice,) = served.ask(COMPLETIONS, logprobs=1, **body)["choices"]
+    assert (choice["text"], choice["logprobs"]["text_offset"]) == (text, offsets)
+    assert joined_completions(served.stream(COMPLETIONS, logprobs=1, **body))[0] == choice
+
+
+def test_a_special_token_that_is_left_out_moves_no_offset() -> None:
+    def inside(request: NewRequest) -> list[TokenEvent]:
+        ids = [104, END, 105]
+        return [TokenEvent("", request.request_id, 0, ints(ids), finish_reason="length", logprobs=[scored(ids)])]
+
+    for skips, offsets in ((True, [0, 1, 1]), (False, [0, 1, 8])):
+        body = {"prompt": "a", "logprobs": 1, "skip_special_tokens": skips}
+        (choice,) = Served(FakeEngine(inside)).ask(COMPLETIONS, **body)["choices"]
+        assert choice["logprobs"]["text_offset"] == offsets
 
 
 def test_a_logprob_that_json_cannot_say_becomes_a_number() -> None:
