@@ -20,7 +20,7 @@ from ..attention_torch import TorchAttention
 from ..batch import Batch
 from ..kv_cache import LayerCache
 from ..rope import Rotation
-from .decode_attention import cutting, decode_attention, most_cut
+from .decode_attention import MOST_PARTS, cutting, decode_attention
 from .fused import rotate_and_store
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class FlashAttention:
         self._kernel = kernel
         self._window = [-1, -1] if spec.window is None else [spec.window - 1, 0]
         self._num_processors = torch.cuda.get_device_properties().multi_processor_count
-        self._arrived = torch.zeros(most_cut(spec, self._num_processors), dtype=torch.int32, device="cuda")
+        self._arrived = torch.zeros(MOST_PARTS // 2, dtype=torch.int32, device="cuda")
 
     def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
         if batch.all_decode:

@@ -4,7 +4,8 @@ One program for each sequence, key head and cut of the keys: it norms and rotate
 writes key and value to the cache, and attends with the running maximum of "Online normalizer calculation for softmax"
 (https://arxiv.org/abs/1805.02867). Few sequences, and long ones, are cut along the keys (Flash-Decoding, Dao et al.
 2023): each cut leaves its part, and the last to arrive adds them up in their order, so that a step always gives the
-same bits.
+same bits. What has most keys to read begins first (longest processing time, Graham 1969): the device would wait for one
+long sequence otherwise.
 
 Beside FlashAttention 3, which pads the few query rows to a tile of many, several small programs share a multiprocessor
 and keep more of the memory's bandwidth busy (LOG.md).
@@ -13,7 +14,7 @@ and keep more of the memory's bandwidth busy (LOG.md).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -28,8 +29,13 @@ from .chain import chained, may_follow, wait_for_inputs
 from .fused import rotation_pairs
 
 PROGRAMS_EACH = 4  # of a multiprocessor, where keys are cut for their sake
-_EVEN_CUTS = ((256, 4), (512, 2))  # rows up to which, and cuts of a long sequence, where sequences alone are enough
+# Up to so many pairs of a sequence and a key head for each multiprocessor: cuts, and the least keys of one (LOG.md).
+_MANY_CUTS = ((2, 8, 256), (6, 4, 512), (20, 2, 1024))
+_NO_CUTS = (0, 1, 1024)
+_LONG = 8192  # tokens of a sequence at most, beyond which there are twice as many cuts
+MOST_PARTS = 8192  # that cuts leave, 8 kB each
 _LEAST_GROUP = 16  # rows of a tile of the matrix instruction
+_SORTED_EACH, _COMPARED = 16, 128  # pairs of a program that sorts, and with how many it compares them at a time
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,24 +49,52 @@ class Tiling:
 
 
 # The best on an H200 (LOG.md): where sequences are many, and where few of them are cut to fill the device.
-MANY, FEW = Tiling(64, 3, 2, least=1024), Tiling(64, 2, 4)
+MANY, FEW = Tiling(64, 3, 2), Tiling(64, 2, 4)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _work_of(seq_lens, pair, num_pairs, CUTS: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Keys that a cut of a row reads, and the row's length; nothing beyond the last pair."""
+    inside = pair < num_pairs
+    length = tl.load(seq_lens + pair // CUTS, mask=inside, other=0)
+    each = tl.maximum(tl.cdiv(tl.cdiv(length, CUTS), KEYS) * KEYS, LEAST)
+    work = tl.minimum(tl.maximum(length - pair % CUTS * each, 0), each)
+    return tl.where(inside, work, -1), length
+
+
+@triton.jit(do_not_specialize=["num_pairs"])  # type: ignore[untyped-decorator]
+def _sort_by_work(  # type: ignore[no-untyped-def]
+    seq_lens, order, num_pairs,
+    CUTS: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr, OWN: tl.constexpr, OTHERS: tl.constexpr,
+):  # fmt: skip
+    """Each pair's place is the number of those that come before it."""
+    own = tl.program_id(0) * OWN + tl.arange(0, OWN)
+    work, length = _work_of(seq_lens, own, num_pairs, CUTS, KEYS, LEAST)
+    place = tl.zeros((OWN,), tl.int32)
+    for first in range(0, num_pairs, OTHERS):
+        other = first + tl.arange(0, OTHERS)
+        theirs, _ = _work_of(seq_lens, other, num_pairs, CUTS, KEYS, LEAST)
+        earlier = (theirs[None, :] == work[:, None]) & (other[None, :] < own[:, None])
+        place += tl.sum(((theirs[None, :] > work[:, None]) | earlier).to(tl.int32), 1)
+    tl.store(order + place, length.to(tl.int64) << 32 | own, mask=own < num_pairs)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _decode_attention(  # type: ignore[no-untyped-def]
-    qkv, cos, sin, q_weight, k_weight, slots, table, seq_lens, keys, values, out, parts, maxima, sums, arrived,
+    qkv, cos, sin, q_weight, k_weight, slots, table, order, keys, values, out, parts, maxima, sums, arrived,
     eps, scale, table_width,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, ROTARY: tl.constexpr,
     INTERLEAVED: tl.constexpr, NORMED: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr,
     CUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
     LEAST: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
-    cut = tl.program_id(2)
+    kv_head = tl.program_id(0)
     may_follow(CHAINED)
     wait_for_inputs(CHAINED)
-    length = tl.load(seq_lens + row)
+    item = tl.load(order + tl.program_id(1))
+    length = (item >> 32).to(tl.int32)
+    row = (item & 0xFFFFFFFF) // CUTS
+    cut = ((item & 0xFFFFFFFF) % CUTS).to(tl.int32)
     past = length - 1
     begin = 0
     if WINDOW > 0:
@@ -161,19 +195,19 @@ def _decode_attention(  # type: ignore[no-untyped-def]
 def cutting(rows: int, kv_heads: int, max_seq_len: int, num_processors: int) -> tuple[int, Tiling]:
     """Cuts along the keys, at most, and how a program goes through its own.
 
-    They give each multiprocessor a few programs. Where sequences alone are enough for that a long one is cut all the
-    same: it would be the last to end otherwise.
+    Few sequences are cut to give each multiprocessor some programs; many only where they are long, and the rarer the
+    more there are: even a long one then ends with the others, since it has begun with the first.
     """
-    wanted = PROGRAMS_EACH * num_processors // (rows * kv_heads)
-    tiling = FEW if wanted > 2 else MANY
-    even = next((cuts for most, cuts in _EVEN_CUTS if rows <= most), 1)
-    most = max(1, max_seq_len // 256)
-    return 1 << max(0, min(max(wanted, even), most, 32).bit_length() - 1), tiling
-
-
-def most_cut(spec: AttentionSpec, num_processors: int) -> int:
-    """Sequences times key heads whose keys may be cut, at most."""
-    return max(PROGRAMS_EACH * num_processors, _EVEN_CUTS[-1][0] * spec.num_kv_heads)
+    pairs = rows * kv_heads
+    cuts, tiling = PROGRAMS_EACH * num_processors // pairs, FEW
+    if cuts <= PROGRAMS_EACH:
+        wanted = (each for each in _MANY_CUTS if pairs <= each[0] * num_processors)
+        _, cuts, least = next(wanted, _NO_CUTS)
+        tiling = replace(MANY, least=least)
+    if max_seq_len > _LONG:
+        cuts *= 2
+    most = min(max_seq_len // 256, MOST_PARTS // pairs, 32)
+    return 1 << max(0, min(cuts, most).bit_length() - 1), tiling
 
 
 def decode_attention(
@@ -197,7 +231,7 @@ def decode_attention(
     num_sums = rows * spec.num_kv_heads * cuts * padded if cuts > 1 else 0
     parts = qkv.new_empty(num_sums * (width + 2), dtype=torch.float32)
     q_weight, k_weight = (qkv if weight is None else weight for weight in (spec.q_norm, spec.k_norm))
-    _decode_attention[(rows, spec.num_kv_heads, cuts)](
+    _decode_attention[(spec.num_kv_heads, rows * cuts)](
         qkv,
         rotation.cos,
         rotation.sin,
@@ -205,7 +239,7 @@ def decode_attention(
         k_weight,
         batch.cache_slots,
         batch.block_table,
-        batch.seq_lens,
+        _order_of(batch, cuts, tiling),
         cache.flat_keys,
         cache.flat_values,
         out,
@@ -236,3 +270,23 @@ def decode_attention(
         num_warps=tiling.warps,
     )
     return out
+
+
+def _order_of(batch: Batch, cuts: int, tiling: Tiling) -> Tensor:
+    """[S * cuts] int64, for all layers of the step: a row's length, and which cut of which row, most work first."""
+    found: Tensor | None = batch.prepared.get((cuts, tiling))
+    if found is None:
+        num_pairs = batch.num_rows * cuts
+        found = torch.empty(num_pairs, dtype=torch.int64, device=batch.seq_lens.device)
+        batch.prepared[cuts, tiling] = found
+        _sort_by_work[(triton.cdiv(num_pairs, _SORTED_EACH),)](
+            batch.seq_lens,
+            found,
+            num_pairs,
+            CUTS=cuts,
+            KEYS=tiling.keys,
+            LEAST=tiling.least,
+            OWN=_SORTED_EACH,
+            OTHERS=_COMPARED,
+        )
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from penstock.model.attention import AttentionSpec
 from penstock.model.attention_torch import TorchAttention
 from penstock.model.batch import Batch
 from penstock.model.gpu.attention import FlashAttention, find_flash_attention
-from penstock.model.gpu.decode_attention import cutting, most_cut
+from penstock.model.gpu.decode_attention import MOST_PARTS, cutting
 from penstock.model.gpu.trial import step_of
 from penstock.model.kv_cache import KVCache
 from penstock.model.limits import StepLimits
@@ -66,10 +68,8 @@ def test_rows_get_what_plain_attention_gives_them(name: str, rows: int, longest:
 
 
 def test_cuts_never_outnumber_the_counters() -> None:
-    spec = AttentionSpec(32, 8, 128)
-    for rows in range(1, 513):
-        for kv_heads in (1, 2, 8, 32):
-            cuts, _ = cutting(rows, kv_heads, MAX_LEN, 132)
-            assert cuts & (cuts - 1) == 0
-            if cuts > 1:
-                assert rows * kv_heads <= most_cut(AttentionSpec(32, kv_heads, spec.head_dim), 132)
+    for rows, kv_heads, longest in itertools.product(range(1, 1025), (1, 2, 8, 32), (128, MAX_LEN, 1 << 17)):
+        cuts, tiling = cutting(rows, kv_heads, longest, 132)
+        assert cuts & (cuts - 1) == 0
+        assert tiling.least % tiling.keys == 0
+        assert cuts == 1 or cuts * rows * kv_heads <= MOST_PARTS
