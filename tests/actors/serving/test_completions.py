@@ -202,7 +202,8 @@ def test_tokens_that_are_no_text_by_themselves_are_named_by_their_bytes() -> Non
 
 
 def test_no_token_takes_the_place_of_the_scored_one_whose_text_it_shares() -> None:
-    columns = completion_logprobs([{900: Logprob(-1.0), 901: Logprob(-0.5)}], [900], [0], Tokenizer(DEMO), names_likeliest=True)
+    table = {900: Logprob(-1.0), 901: Logprob(-0.5)}
+    columns = completion_logprobs([table], [900], [0], Tokenizer(DEMO), names_likeliest=True)
     assert columns.top_logprobs == [{"": -1.0}]
 
 
