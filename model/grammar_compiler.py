@@ -18,6 +18,7 @@ from ..configs.json_schema import with_whole_patterns
 from ..configs.model_config import ModelConfig
 from ..configs.structural_tag import tag_with_whole_patterns
 from ..configs.structured import split_spec
+from ..configs.tokenizer_files import eos_token_id
 from ..errors import RequestError
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ class GrammarCompiler:
 
     @classmethod
     def of(cls, config: EngineConfig, model_config: ModelConfig) -> GrammarCompiler:
-        """An engine's; light until the first grammar comes."""
+        """An engine's; light until the first grammar comes. Texts end with the ids that end the engine's requests."""
         folder = None if config.skip_tokenizer_init else config.tokenizer_path
+        own = None if folder is None else eos_token_id(folder)
+        eos = dict.fromkeys([*model_config.eos_token_ids, *([] if own is None else [own])])
         num_threads = 1 if config.device == "cpu" else 4  # a CPU's cores have the layers to compute
-        return cls(folder, model_config.vocab_size, model_config.eos_token_ids, num_threads)
+        return cls(folder, model_config.vocab_size, list(eos), num_threads)
 
     def compile(self, spec: str) -> CompiledGrammar:
         """The grammar of a spec; raises RequestError in words of the grammar's author."""
@@ -86,7 +89,7 @@ class GrammarCompiler:
         if self._folder is None:
             raise RequestError("structured outputs need a tokenizer; this engine runs with skip_tokenizer_init")
         if not self.eos_token_ids:
-            raise RequestError("structured outputs need an eos token to end with; the model's config names none")
+            raise RequestError("structured outputs need an eos token to end with; no file of the model names one")
         path = Path(self._folder) / "tokenizer.json"
         if not path.is_file():
             raise RequestError(f"structured outputs need a tokenizer.json; the folder {self._folder} has none")
