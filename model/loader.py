@@ -100,12 +100,12 @@ class SafetensorsFolder:
         return values
 
     def _index(self) -> dict[str, str] | None:
+        if (self._folder / "model.safetensors").is_file():
+            return None  # an index beside it is left from shards that it replaced: transformers doesn't delete it
         index = self._folder / "model.safetensors.index.json"
         if index.is_file():
             weight_map = Fields.read(index).inner("weight_map").values
             return {str(name): str(file) for name, file in weight_map.items()}
-        if (self._folder / "model.safetensors").is_file():
-            return None
         pickles = sorted(p.name for p in self._folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickles:
             raise ModelError(

@@ -59,6 +59,18 @@ def test_shards_with_an_index_are_read_like_one_file(folder: Path, tmp_path_fact
     assert torch.equal(*answers)
 
 
+def test_a_folder_of_shards_that_was_saved_again_as_one_file_loads(folder: Path) -> None:
+    model = write_tiny_model(folder, "qwen3")
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="60KB")
+    model.save_pretrained(folder)
+    assert sorted(path.name for path in folder.glob("*.safetensors*")) == [
+        "model.safetensors",
+        "model.safetensors.index.json",
+    ]
+    load(folder)
+
+
 class CountingFile:
     """A safetensors file that notes what is read from it."""
 
@@ -145,6 +157,7 @@ def test_a_folder_without_weights_is_refused(folder: Path) -> None:
 )
 def test_an_index_that_names_no_file_of_the_folder_is_refused(folder: Path, file: str, message: str) -> None:
     names = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": dict.fromkeys(names, file)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=message):
@@ -152,6 +165,7 @@ def test_an_index_that_names_no_file_of_the_folder_is_refused(folder: Path, file
 
 
 def test_an_index_without_a_tensor_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     with pytest.raises(ModelError, match=r"model\.embed_tokens\.weight is missing from .*index"):
         load(folder)
