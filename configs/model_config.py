@@ -13,6 +13,7 @@ from ..errors import ModelError
 from .architectures import ARCHITECTURES, Architecture, Choice
 from .json_fields import Fields
 from .rope_config import RopeConfig, read_rope
+from .weight_files import stored_dtype
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -88,7 +89,7 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     _refuse_unserved(fields)
     generation_path = folder / "generation_config.json"
     generation = Fields.read(generation_path) if generation_path.is_file() else Fields(str(generation_path), {})
-    return _resolve(fields, arch, generation)
+    return _resolve(fields, arch, generation, _dtype(fields, folder))
 
 
 def _architecture(fields: Fields) -> Architecture:
@@ -108,7 +109,7 @@ def _refuse_unserved(fields: Fields) -> None:
         raise ModelError(f"{fields.source}: hidden_act {activation!r} isn't served; only silu is")
 
 
-def _resolve(fields: Fields, arch: Architecture, generation: Fields) -> ModelConfig:
+def _resolve(fields: Fields, arch: Architecture, generation: Fields, dtype: str) -> ModelConfig:
     num_heads = fields.integer("num_attention_heads")
     num_kv_heads = fields.integer("num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
@@ -139,7 +140,7 @@ def _resolve(fields: Fields, arch: Architecture, generation: Fields) -> ModelCon
         fused_gate_up=arch.fused_gate_up,
         sliding_window=window,
         windowed_layers=windowed,
-        dtype=_dtype(fields),
+        dtype=dtype,
         eos_token_ids=generation.token_ids("eos_token_id") or fields.token_ids("eos_token_id"),
         bos_token_id=bos[0] if bos else None,
         generation_defaults=_generation_defaults(generation),
@@ -169,8 +170,10 @@ def _windows(fields: Fields, arch: Architecture, num_layers: int) -> tuple[int |
     return window, frozenset(i for i, kind in enumerate(types) if kind == "sliding_attention")
 
 
-def _dtype(fields: Fields) -> str:
-    name = fields.text("dtype", fields.text("torch_dtype", "float32")).removeprefix("torch.")
+def _dtype(fields: Fields, folder: Path) -> str:
+    """The checkpoint's: as config.json says, else as its weights are stored; without any float32."""
+    name = fields.text("dtype", fields.text("torch_dtype", "")).removeprefix("torch.")
+    name = name or stored_dtype(folder) or "float32"
     if name not in DTYPES:
         raise ModelError(f"{fields.source}: dtype {name!r} isn't served; known are {', '.join(DTYPES)}")
     return name

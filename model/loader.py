@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..configs.json_fields import Fields
 from ..configs.model_config import ModelConfig
+from ..configs.weight_files import INDEX, WHOLE, sharded
 from ..errors import ModelError
 from .decoder import StageModule
 from .weight_map import Part, Piece, stage_weights
@@ -100,25 +100,22 @@ class SafetensorsFolder:
         return values
 
     def _index(self) -> dict[str, str] | None:
-        if (self._folder / "model.safetensors").is_file():
-            return None  # an index beside it is left from shards that it replaced: transformers doesn't delete it
-        index = self._folder / "model.safetensors.index.json"
-        if index.is_file():
-            weight_map = Fields.read(index).inner("weight_map").values
-            return {str(name): str(file) for name, file in weight_map.items()}
+        shards = sharded(self._folder)
+        if shards is not None or (self._folder / WHOLE).is_file():
+            return shards
         pickles = sorted(p.name for p in self._folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickles:
             raise ModelError(
                 f"model folder {self._folder} holds pickle weights only ({pickles[0]}), which are never loaded because "
                 f"unpickling runs code: convert them to safetensors"
             )
-        raise ModelError(f"model folder {self._folder} has neither model.safetensors nor model.safetensors.index.json")
+        raise ModelError(f"model folder {self._folder} has neither {WHOLE} nor {INDEX}")
 
     def _file_of(self, tensor: str) -> str:
         if self._files is None:
-            return "model.safetensors"
+            return WHOLE
         if tensor not in self._files:
-            raise ModelError(f"tensor {tensor} is missing from {self._folder / 'model.safetensors.index.json'}")
+            raise ModelError(f"tensor {tensor} is missing from {self._folder / INDEX}")
         return self._files[tensor]
 
     def _opened(self, file: str) -> Any:
