@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from ..configs.model_config import ModelConfig
 from ..configs.weight_files import INDEX, WHOLE, sharded
 from ..errors import ModelError
 from .decoder import StageModule
-from .weight_map import Part, Piece, stage_weights
+from .weight_map import EMBEDDING, HEAD, Part, Piece, stage_weights
 
 _RANDOM_ROWS = 1024  # rows that share one random stream
 _ROWS_AT_ONCE = 2 * _RANDOM_ROWS  # copied together, so that little lies in memory twice
@@ -41,10 +42,13 @@ def load_weights(
     """Fills the module from a model folder.
 
     Raises ModelError, naming tensor and file: no safetensors, a missing or truncated file, a missing tensor, one of an
-    unexpected shape.
+    unexpected shape, a head of its own where config.json says that the embedding is the head.
     """
+    pieces = stage_weights(config, layer_range, tp_rank, tp_size)
     with SafetensorsFolder(Path(folder)) as source:
-        _fill(module, source, stage_weights(config, layer_range, tp_rank, tp_size))
+        if config.tie_word_embeddings and layer_range.stop == config.num_hidden_layers and source.has(HEAD):
+            _check_head(source, pieces)
+        _fill(module, source, pieces)
     module.finish()
 
 
@@ -55,6 +59,18 @@ def dummy_weights(module: StageModule, config: ModelConfig, seed: int) -> None:
         module, RandomWeights(seed, device), stage_weights(config, module.layer_range, module.tp.rank, module.tp.size)
     )
     module.finish()
+
+
+def _check_head(source: SafetensorsFolder, pieces: list[Piece]) -> None:
+    """Raises ModelError where the head that is stored isn't a copy of the embedding, in the rank's own rows."""
+    for whole in (piece for piece in pieces if piece.tensor == EMBEDDING):
+        for piece in whole.cut(_ROWS_AT_ONCE):
+            embedding, head = source.read(piece), source.read(replace(piece, tensor=HEAD))
+            if not torch.equal(head.to(embedding.dtype), embedding):
+                raise ModelError(
+                    f"{source.folder} holds a {HEAD} that differs from {EMBEDDING}, but its config.json says "
+                    "tie_word_embeddings true, which makes the embedding the head: set it to false to use the head"
+                )
 
 
 @torch.no_grad()
@@ -74,7 +90,7 @@ class SafetensorsFolder:
     """The safetensors of a model folder: one file, or shards with an index. Files open when first needed."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._open: dict[str, Any] = {}
         self._exits = ExitStack()
         self._files = self._index()  # tensor name -> file name; None: all in one file
@@ -85,6 +101,9 @@ class SafetensorsFolder:
     def __exit__(self, *_: object) -> None:
         self._exits.close()
 
+    def has(self, tensor: str) -> bool:
+        return tensor in (self._opened(WHOLE).keys() if self._files is None else self._files)
+
     def read(self, piece: Piece) -> Tensor:
         file = self._file_of(piece.tensor)
         try:
@@ -94,38 +113,41 @@ class SafetensorsFolder:
                 raise ModelError(f"tensor {piece.tensor} in {file} has shape {shape}, expected {piece.shape}")
             values: Tensor = tensor[piece.part]
         except SafetensorError as error:
-            raise ModelError(f"tensor {piece.tensor} can't be read from {self._folder / file}: {error}") from error
+            raise ModelError(f"tensor {piece.tensor} can't be read from {self.folder / file}: {error}") from error
         if not values.is_floating_point():
             raise ModelError(f"tensor {piece.tensor} in {file} is of type {values.dtype}, expected floating point")
         return values
 
     def _index(self) -> dict[str, str] | None:
-        shards = sharded(self._folder)
-        if shards is not None or (self._folder / WHOLE).is_file():
+        shards = sharded(self.folder)
+        if shards is not None or (self.folder / WHOLE).is_file():
             return shards
-        pickles = sorted(p.name for p in self._folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        pickles = sorted(p.name for p in self.folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickles:
             raise ModelError(
-                f"model folder {self._folder} holds pickle weights only ({pickles[0]}), which are never loaded because "
+                f"model folder {self.folder} holds pickle weights only ({pickles[0]}), which are never loaded because "
                 f"unpickling runs code: convert them to safetensors"
             )
-        raise ModelError(f"model folder {self._folder} has neither {WHOLE} nor {INDEX}")
+        raise ModelError(f"model folder {self.folder} has neither {WHOLE} nor {INDEX}")
 
     def _file_of(self, tensor: str) -> str:
         if self._files is None:
             return WHOLE
         if tensor not in self._files:
-            raise ModelError(f"tensor {tensor} is missing from {self._folder / INDEX}")
+            raise ModelError(f"tensor {tensor} is missing from {self.folder / INDEX}")
         return self._files[tensor]
 
     def _opened(self, file: str) -> Any:
         if file not in self._open:
-            path = self._folder / file
+            path = self.folder / file
             if path.name != file:
-                raise ModelError(f"the index of {self._folder} names {file!r}, which is no file of the folder")
+                raise ModelError(f"the index of {self.folder} names {file!r}, which is no file of the folder")
             if not path.is_file():
                 raise ModelError(f"weights file {path} is missing, though the index names it")
-            self._open[file] = self._exits.enter_context(safe_open(path, framework="pt"))
+            try:
+                self._open[file] = self._exits.enter_context(safe_open(path, framework="pt"))
+            except SafetensorError as error:
+                raise ModelError(f"weights file {path} can't be read: {error}") from error
         return self._open[file]
 
 

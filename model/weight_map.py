@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ..configs.model_config import ModelConfig
 from .tensor_parallel import kv_heads_per_rank, padded_vocab_per_rank, shard
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # in checkpoints
 Part = tuple[slice, ...]  # for each dimension, start and stop
 
 
@@ -52,14 +53,13 @@ def stage_weights(config: ModelConfig, layer_range: range, tp_rank: int, tp_size
     pieces: list[Piece] = []
     first, last = layer_range.start == 0, layer_range.stop == config.num_hidden_layers
     if first:
-        pieces += weights.vocabulary("embed_tokens.weight", "model.embed_tokens.weight")
+        pieces += weights.vocabulary("embed_tokens.weight", EMBEDDING)
     for index, layer in enumerate(layer_range):
         pieces += weights.layer(f"layers.{index}.", f"model.layers.{layer}.")
     if last:
         pieces.append(weights.whole("norm.weight", "model.norm.weight", config.hidden_size))
         if not (first and config.tie_word_embeddings):
-            tied = config.tie_word_embeddings
-            pieces += weights.vocabulary("lm_head.weight", "model.embed_tokens.weight" if tied else "lm_head.weight")
+            pieces += weights.vocabulary("lm_head.weight", EMBEDDING if config.tie_word_embeddings else HEAD)
     return pieces
 
 

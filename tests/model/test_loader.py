@@ -111,6 +111,16 @@ def test_a_rank_reads_its_own_layers_and_slices_only(folder: Path, monkeypatch: 
     assert sum(reads.values()) == size
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_head_of_its_own_beside_a_tied_embedding_is_refused_and_a_copy_is_not(folder: Path, stages: int) -> None:
+    config, embedding = read_model_config(folder), "model.embed_tokens.weight"
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": tensors[embedding].clone()}))
+    Pipeline(config, folder, stages, 2)
+    rewrite(folder, lambda tensors: tensors["lm_head.weight"][-1].add_(1))
+    with pytest.raises(ModelError, match=r"lm_head\.weight that differs .* tie_word_embeddings true"):
+        Pipeline(config, folder, stages, 2)
+
+
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors.pop("model.layers.3.mlp.up_proj.weight"))
     with pytest.raises(ModelError, match=r"model\.layers\.3\.mlp\.up_proj\.weight.*model\.safetensors"):
