@@ -14,10 +14,17 @@ _MAX_CHARS = 64  # of a name that others are compared with: comparing takes as l
 def unknown_name(name: str, known: Iterable[str], kind: str = "setting") -> str:
     """The sentence for a name that does not exist; it offers the nearest one that does."""
     known = sorted(known)
-    lowered = name.lower().replace("-", "_")
-    nearest = get_close_matches(lowered, known, n=1, cutoff=0.5) if len(name) <= _MAX_CHARS else []
+    nearest = _nearest(name.lower().replace("-", "_"), known) if len(name) <= _MAX_CHARS else []
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are: {', '.join(known)}"
     return f"unknown {kind} {name!r}; {hint}"
+
+
+def _nearest(name: str, known: list[str]) -> list[str]:
+    """The one that is meant, if any: of names that share a few letters only, none is."""
+    if name.startswith("guided_") and "structured_outputs" in known:
+        return ["structured_outputs"]  # what vLLM has called it since
+    near = get_close_matches(name, known, n=1, cutoff=0.75)
+    return near or [each for each in known if each.startswith(f"{name}_") or each.endswith(f"_{name}")]
 
 
 def explain(error: ValidationError, known: Iterable[str], kind: str = "setting") -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from penstock.actors.serving.chat_protocol import ChatRequest
+from penstock.actors.serving.completion_protocol import CompletionRequest
 from penstock.configs.engine import EngineConfig
 from penstock.configs.serving import ServeConfig
 
@@ -25,6 +27,22 @@ from .actors.rig import eventually
 
 README = Path(__file__).parent.parent / "README.md"
 PORTS = 6379, 8000, 8265, 52365  # the examples' and Ray's, whose agents outlive a killed raylet by a minute
+OPENAIS = {  # fields of completions and chats
+    *("model", "prompt", "messages", "n", "stream", "stream_options", "temperature", "top_p", "presence_penalty"),
+    *(
+        "seed",
+        "frequency_penalty",
+        "logit_bias",
+        "max_tokens",
+        "max_completion_tokens",
+        "stop",
+        "logprobs",
+        "top_logprobs",
+    ),
+    *("echo", "best_of", "suffix", "response_format", "tools", "tool_choice", "parallel_tool_calls", "modalities"),
+    *("audio", "function_call", "functions", "prediction", "reasoning_effort", "verbosity", "web_search_options"),
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+}
 TABLES = {"settings": EngineConfig, "server settings": ServeConfig}
 
 
@@ -77,6 +95,13 @@ def test_a_table_of_settings_is_the_settings(name: str) -> None:
     found = table(name).search(README.read_text(encoding="utf-8"))
     assert found is not None
     assert found.group(2) == rows_of(TABLES[name])
+
+
+def test_the_fields_that_are_not_openais_are_named() -> None:
+    named = re.search(r"vLLM's extra fields it takes (.*?) too\.", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert named is not None
+    fields = ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
+    assert set(re.findall(r"`(\w+)`", named.group(1))) == fields - OPENAIS
 
 
 def test_the_example_runs_and_is_short(tmp_path: Path) -> None:

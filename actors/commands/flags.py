@@ -33,6 +33,8 @@ class Parser(argparse.ArgumentParser):
         for argument in unknown:
             if argument.startswith("--"):
                 name = argument[2:].split("=")[0].replace("-", "_")
+                if name in {action.dest for action in self._actions if not action.option_strings}:
+                    self.error(f"{name.upper()} comes without a flag: {self.prog} {name.upper()}")
                 known = {action.dest for action in self._actions if action.option_strings}
                 self.error(unknown_name(name, known, "flag").replace("_", "-"))
         if unknown:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from .completion_protocol import Usage
-from .fields import Items, PlainValues, SamplingFields
+from .fields import Items, PlainValues, SamplingFields, Unserved
 
 _STRICT = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 _OPEN = ConfigDict(extra="allow", strict=True)  # what a chat template may know of
+
+
+def _text_alone(modalities: list[str]) -> list[str]:
+    if modalities != ["text"]:
+        raise ValueError("only text is generated here")
+    return modalities
 
 
 class FunctionCall(BaseModel):
@@ -124,9 +130,18 @@ class ChatRequest(SamplingFields):
     continue_final_message: bool | None = False
     include_reasoning: bool | None = True
 
+    modalities: Annotated[list[str], AfterValidator(_text_alone)] | None = Field(None, description="at most: text")
+    audio: Unserved = Field(None, description="null, as in the next six")
+    function_call: Unserved = None
+    functions: Unserved = None
+    prediction: Unserved = None
+    reasoning_effort: Unserved = None
+    verbosity: Unserved = None
+    web_search_options: Unserved = None
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError(f"top_logprobs is {self.top_logprobs}, but logprobs isn't true")
         if self.tool_choice not in (None, "none") and not self.tools:
             raise ValueError("tool_choice needs tools")

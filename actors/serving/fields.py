@@ -35,6 +35,12 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _nothing(value: object) -> None:
+    if value is not None:
+        raise ValueError("it isn't supported; leave it out, or null")
+
+
+Unserved = Annotated[Any, AfterValidator(_nothing), WithJsonSchema({"type": "null"})]  # what clients send empty
 _PLAIN_SCHEMA = {"type": "object", "additionalProperties": {"type": ["boolean", "number", "string", "null"]}}
 PlainValues = Annotated[dict[str, Any], AfterValidator(_plain), WithJsonSchema(_PLAIN_SCHEMA)]
 

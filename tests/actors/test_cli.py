@@ -52,6 +52,8 @@ def test_flags_are_the_settings() -> None:
     [
         (["servant"], 2, "unknown command 'servant'; there are bench, generate, serve, replay"),
         (["generate", "--max-num-seq", "4"], 2, "unknown flag 'max-num-seq'; did you mean 'max-num-seqs'?"),
+        (["generate", "--model", "demo"], 2, "MODEL comes without a flag: penstock generate MODEL"),
+        (["serve", "--model=demo"], 2, "MODEL comes without a flag: penstock serve MODEL"),
         (["generate", "demo", "more"], 2, "unexpected argument 'more'"),
         (["generate", "--pipeline-layer-partition", "a"], 2, "'a' is no list of integers"),
         (["generate", "--block-size", "0"], 1, "block_size is '0': input should be greater than or equal to 1"),

@@ -116,7 +116,10 @@ def test_a_conversation_with_calls_and_their_results_is_taken() -> None:
         ({"response_format": JSON_SCHEMA, "structured_outputs": {"regex": "a"}}, "exclude each other"),
         ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "may not hold 'chat_template'"),
         ({"chat_template_kwargs": {"a": []}}, "chat_template_kwargs"),
-        ({"functions": []}, "unknown field 'functions'"),
+        ({"functions": []}, "functions is []: it isn't supported; leave it out, or null"),
+        ({"reasoning_effort": "low"}, "reasoning_effort is 'low': it isn't supported"),
+        ({"modalities": ["text", "audio"]}, "only text is generated here"),
+        ({"guided_json": {}}, "unknown field 'guided_json'; did you mean 'structured_outputs'?"),
         ({"n": 65}, "65, at most 64"),
     ],
 )
@@ -125,6 +128,12 @@ def test_what_cannot_be_served_is_refused_with_the_value(body: dict[str, Any], r
     messages = {} if body == {} else {"messages": HELLO}
     assert reason in served.refusal(CHAT, **(messages | body))["message"]
     assert served.engine.requests == []
+
+
+def test_openais_fields_that_ask_for_nothing_are_taken() -> None:
+    empty = ("audio", "function_call", "functions", "prediction", "reasoning_effort", "verbosity", "web_search_options")
+    nothing = dict.fromkeys(empty) | {"modalities": ["text"], "top_logprobs": 0, "logprobs": False}
+    assert says("hi").ask(CHAT, messages=HELLO, **nothing)["choices"][0]["message"]["content"] == "hi"
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
