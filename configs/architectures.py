@@ -30,13 +30,37 @@ class Architecture:
     default_attention_bias: bool = False
     default_head_dim: int | None = None  # None: hidden_size / num_attention_heads
     default_rms_norm_eps: float = 1e-6
+    default_num_kv_heads: int | None = None  # None: as many as attention heads, which null means everywhere
+    default_max_positions: int = 2048
+    default_window: int = 4096  # where the family has windows; null means none
 
 
 _ROWS = (
     Architecture("LlamaForCausalLM", mlp_bias="as_configured"),
-    Architecture("MistralForCausalLM", qkv_bias="never", output_bias="never", window_rule="all_layers"),
-    Architecture("Qwen2ForCausalLM", qkv_bias="always", output_bias="never", window_rule="from_max_window_layers"),
-    Architecture("Qwen3ForCausalLM", qk_norm=True, default_head_dim=128, window_rule="from_max_window_layers"),
+    Architecture(
+        "MistralForCausalLM",
+        qkv_bias="never",
+        output_bias="never",
+        window_rule="all_layers",
+        default_num_kv_heads=8,
+        default_max_positions=131072,
+    ),
+    Architecture(
+        "Qwen2ForCausalLM",
+        qkv_bias="always",
+        output_bias="never",
+        window_rule="from_max_window_layers",
+        default_num_kv_heads=32,
+        default_max_positions=32768,
+    ),
+    Architecture(
+        "Qwen3ForCausalLM",
+        qk_norm=True,
+        window_rule="from_max_window_layers",
+        default_head_dim=128,
+        default_num_kv_heads=32,
+        default_max_positions=32768,
+    ),
     Architecture(
         "GlmForCausalLM",
         output_bias="never",
@@ -46,6 +70,8 @@ _ROWS = (
         default_attention_bias=True,
         default_head_dim=128,
         default_rms_norm_eps=1.5625e-7,
+        default_num_kv_heads=2,
+        default_max_positions=131072,
     ),
     Architecture(
         "Glm4ForCausalLM",
@@ -57,6 +83,8 @@ _ROWS = (
         default_attention_bias=True,
         default_head_dim=128,
         default_rms_norm_eps=1.5625e-7,
+        default_num_kv_heads=2,
+        default_max_positions=131072,
     ),
 )
 

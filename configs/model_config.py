@@ -111,7 +111,8 @@ def _refuse_unserved(fields: Fields) -> None:
 
 def _resolve(fields: Fields, arch: Architecture, generation: Fields, dtype: str) -> ModelConfig:
     num_heads = fields.integer("num_attention_heads")
-    num_kv_heads = fields.integer("num_key_value_heads", num_heads)
+    absent = "num_key_value_heads" not in fields.values
+    num_kv_heads = fields.integer("num_key_value_heads", (arch.default_num_kv_heads if absent else None) or num_heads)
     if num_heads % num_kv_heads:
         raise ModelError(f"{fields.source}: {num_heads} attention heads can't share {num_kv_heads} key/value heads")
     hidden_size, num_layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
@@ -128,7 +129,7 @@ def _resolve(fields: Fields, arch: Architecture, generation: Fields, dtype: str)
         num_key_value_heads=num_kv_heads,
         head_dim=head_dim,
         vocab_size=fields.integer("vocab_size"),
-        max_position_embeddings=fields.integer("max_position_embeddings", 2048),
+        max_position_embeddings=fields.integer("max_position_embeddings", arch.default_max_positions),
         rms_norm_eps=fields.number("rms_norm_eps", arch.default_rms_norm_eps),
         rope=read_rope(fields, arch, head_dim),
         tie_word_embeddings=fields.flag("tie_word_embeddings", False),
@@ -153,9 +154,9 @@ def _chosen(choice: Choice, configured: bool) -> bool:
 
 def _windows(fields: Fields, arch: Architecture, num_layers: int) -> tuple[int | None, frozenset[int]]:
     """The window and the layers that have it: by `layer_types` where the family has windows, else by its rule."""
-    if arch.window_rule == "none" or not fields.has("sliding_window"):
+    if arch.window_rule == "none" or fields.values.get("sliding_window", arch.default_window) is None:
         return None, frozenset()
-    window = fields.integer("sliding_window")
+    window = fields.integer("sliding_window", arch.default_window)
     by_switch = arch.window_rule == "from_max_window_layers"
     if by_switch and not fields.flag("use_sliding_window", False):
         return None, frozenset()

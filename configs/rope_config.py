@@ -50,7 +50,8 @@ def read_rope(fields: Fields, arch: Architecture, head_dim: int) -> RopeConfig:
         raise ModelError(f"{rope.source}: {rotary_dim} rotated dimensions of a head; an even number from 2 is needed")
     if kind == "default":
         return RopeConfig(theta, rotary_dim, arch.interleaved_rope)
-    original = fields.integer("original_max_position_embeddings", fields.integer("max_position_embeddings", 2048))
+    reach = fields.integer("max_position_embeddings", arch.default_max_positions)
+    original = fields.integer("original_max_position_embeddings", reach)
     return RopeConfig(
         theta,
         rotary_dim,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,27 @@ def test_what_a_config_leaves_out_is_the_familys_default(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_what_is_absent_is_what_transformers_takes(tmp_path: Path, name: str) -> None:
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    given = {key: LLAMA[key] for key in sizes} | {"num_attention_heads": 32, "use_sliding_window": True}
+    theirs = getattr(import_module("transformers"), name.replace("ForCausalLM", "Config"))(**given)
+    yarn = {"rope_type": "yarn", "factor": 2.0}
+    ours = read(tmp_path, given | {"architectures": [name], "max_window_layers": 0, "rope_scaling": yarn})
+    for key in ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"):
+        assert getattr(ours, key) == (getattr(theirs, key, None) or given["hidden_size"] // 32), key
+    assert ours.rope.original_max_position_embeddings == theirs.max_position_embeddings
+    assert ours.window_of(0) == getattr(theirs, "sliding_window", None)
+
+
+def test_null_is_no_window_and_no_grouping_of_heads(tmp_path: Path) -> None:
+    nulls = {"architectures": ["MistralForCausalLM"], "sliding_window": None, "num_key_value_heads": None}
+    config = read(tmp_path, LLAMA | nulls)
+    assert (config.window_of(0), config.num_key_value_heads) == (None, 8)
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_the_older_and_the_newer_form_say_the_same(tmp_path: Path, name: str) -> None:
-    common = LLAMA | {"architectures": [name], "head_dim": 16}
+    common = LLAMA | {"architectures": [name], "head_dim": 16, "num_key_value_heads": 2}
     old = common | {"rope_theta": 5e5, "rope_scaling": {"type": "llama3"} | LLAMA3_SCALING, "torch_dtype": "bfloat16"}
     new = common | {
         "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5} | LLAMA3_SCALING,
@@ -81,11 +101,12 @@ def test_nulls_count_as_left_out(tmp_path: Path) -> None:
 
 
 def test_families_differ_as_their_rows_say(tmp_path: Path) -> None:
-    qwen2 = read(tmp_path, LLAMA | {"architectures": ["Qwen2ForCausalLM"]})
+    grouped = LLAMA | {"num_key_value_heads": 2}
+    qwen2 = read(tmp_path, grouped | {"architectures": ["Qwen2ForCausalLM"]})
     assert (qwen2.attention_bias, qwen2.attention_output_bias) == (True, False)
-    qwen3 = read(tmp_path, LLAMA | {"architectures": ["Qwen3ForCausalLM"]})
+    qwen3 = read(tmp_path, grouped | {"architectures": ["Qwen3ForCausalLM"]})
     assert (qwen3.head_dim, qwen3.qk_norm) == (128, True)
-    glm4 = read(tmp_path, LLAMA | {"architectures": ["Glm4ForCausalLM"]})
+    glm4 = read(tmp_path, grouped | {"architectures": ["Glm4ForCausalLM"]})
     assert (glm4.rope.rotary_dim, glm4.rope.interleaved, glm4.attention_bias) == (64, True, True)
     assert glm4.sandwich_norms
     assert glm4.fused_gate_up
@@ -98,7 +119,8 @@ def test_windows_are_the_layers_that_the_family_says(tmp_path: Path) -> None:
     assert [read(tmp_path, mistral).window_of(layer) for layer in range(4)] == [32] * 4
     mistral["layer_types"] = ["full_attention", "sliding_attention"] * 2
     assert [read(tmp_path, mistral).window_of(layer) for layer in range(4)] == [None, 32] * 2
-    qwen = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32, "max_window_layers": 3}
+    qwen = mistral | {"architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 2, "max_window_layers": 3}
+    del qwen["layer_types"]
     assert [read(tmp_path, qwen).window_of(layer) for layer in range(4)] == [None] * 4
     qwen["use_sliding_window"] = True
     assert [read(tmp_path, qwen).window_of(layer) for layer in range(4)] == [None, None, None, 32]
@@ -175,7 +197,7 @@ def test_a_config_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -
         ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1"),
         ({"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True, "sliding_window": 8,
-          "layer_types": ["full_attention"]}, "layer_types"),
+          "num_key_value_heads": 2, "layer_types": ["full_attention"]}, "layer_types"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_named_with_its_value(tmp_path: Path, change: dict[str, Any], message: str) -> None:
