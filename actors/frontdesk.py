@@ -18,7 +18,7 @@ from ..scheduler.messages import NewRequest, TokenEvent
 from .answer import Answer
 from .completion import Completion
 from .detokenizer import Detokenizer
-from .prompts import Encoded, Limits, Prompt, PromptError, encode, problem_of
+from .prompts import Encoded, Limits, Prompt, PromptError, check_prompt, encode
 from .tokenizer import Tokenizer
 
 
@@ -76,9 +76,7 @@ class Frontdesk:
             params = params.model_copy(update={"max_tokens": max(1, self.limits.room(len(prompt.token_ids)))})
         if params.stop_strings and self.tokenizer is None:
             raise PromptError(index, "has stop strings, which need text; there is no tokenizer (skip_tokenizer_init)")
-        problem = problem_of(prompt.token_ids, params.max_tokens or 1, self.limits)
-        if problem is not None:
-            raise PromptError(index, problem)
+        check_prompt(index, prompt.token_ids, params.max_tokens or 1, self.limits)
         name = uuid4().hex[:16]
         names = [name] if params.n == 1 else [f"{name}.{at}" for at in range(params.n)]
         others = params.model_copy(update={"prompt_logprobs": None})

@@ -31,6 +31,10 @@ class PromptError(RequestError):
         self.outputs = list(outputs)
 
 
+class ContextLengthError(PromptError):
+    """A prompt is too long, by itself or with the tokens that are to follow it."""
+
+
 @dataclass(slots=True)
 class Encoded:
     """A prompt as the engine takes it."""
@@ -102,19 +106,20 @@ def _integers(index: int, ids: Sequence[int]) -> list[int]:
     return list(ids)
 
 
-def problem_of(token_ids: Sequence[int], max_tokens: int, limits: Limits) -> str | None:
-    """Why a prompt can't be served, or None; the scheduler holds requests against the same limits."""
-    size = len(token_ids)
+def check_prompt(index: int, token_ids: Sequence[int], max_tokens: int, limits: Limits) -> None:
+    """Raises PromptError where a prompt can't be served; the scheduler holds requests against the same limits."""
+    size, longest = len(token_ids), limits.max_model_len
     if size == 0:
-        return "is empty; it needs at least 1 token"
-    if size >= limits.max_model_len:
-        return f"has {size} tokens; with max_model_len {limits.max_model_len} at most {limits.max_model_len - 1} fit"
+        raise PromptError(index, "is empty; it needs at least 1 token")
+    if size >= longest:
+        most = f"the maximum context length is {longest} tokens (max_model_len), of which a prompt may be {longest - 1}"
+        raise ContextLengthError(index, f"has {size} tokens; {most}")
     if (bad := min(token_ids)) < 0 or (bad := max(token_ids)) >= limits.vocab_size:
-        return f"holds the token id {bad}; ids go from 0 to {limits.vocab_size - 1}"
-    needed = min(size + max_tokens, limits.max_model_len)
+        raise PromptError(index, f"holds the token id {bad}; ids go from 0 to {limits.vocab_size - 1}")
+    needed = min(size + max_tokens, longest)
     if needed > limits.cache_tokens:
-        return (
-            f"needs {needed} tokens of cache ({size} of the prompt, max_tokens {max_tokens}); "
-            f"the cache holds {limits.cache_tokens}"
+        parts = f"{size} of the prompt, max_tokens {max_tokens}"
+        most = (
+            f"the cache holds {limits.cache_tokens}, and so the maximum context length is {limits.cache_tokens} tokens"
         )
-    return None
+        raise ContextLengthError(index, f"needs {needed} tokens of cache ({parts}); {most}")

@@ -22,10 +22,11 @@ from .envelope import Envelope
 from .errors import refused
 from .fields import only_one
 from .reply import replied
-from .service import Job, Service, offloaded
+from .service import Form, Job, Service, offloaded
 from .streams import DONE, sse
 from .usage import usage_of
 
+_FORM = Form("chatcmpl", "messages")
 _WHOLE, _CHUNK = "chat.completion", "chat.completion.chunk"
 
 
@@ -35,7 +36,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     service.check_model(body.model)
     params = _params(body, service)
     prompt = await offloaded(request, lambda: _prompt(body, service, params))
-    job = await service.job(request, [prompt], params, body.request_id, "chatcmpl")
+    job = await service.job(request, [prompt], params, body.request_id, _FORM)
     return await replied(service, request, job, _Reply(service, body, job), bool(body.stream))
 
 

@@ -19,10 +19,11 @@ from .completion_protocol import CompletionLogprobs, CompletionRequest, Usage
 from .envelope import Envelope
 from .fields import only_one
 from .reply import replied
-from .service import Job, Service
+from .service import Form, Job, Service
 from .streams import DONE, sse
 from .usage import usage_of
 
+_FORM = Form("cmpl", "prompt")
 _KIND = "text_completion"
 
 
@@ -31,7 +32,7 @@ async def completions(service: Service, request: Request) -> Response:
     body = await service.parse(request, CompletionRequest)
     service.check_model(body.model)
     params = _params(body, service.engine.default_sampling_params)
-    job = await service.job(request, _prompts(body), params, body.request_id, "cmpl", _adds_special_tokens(body))
+    job = await service.job(request, _prompts(body), params, body.request_id, _FORM, _adds_special_tokens(body))
     return await replied(service, request, job, _Reply(service, body, job), bool(body.stream))
 
 

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from ...configs.problems import explain
 from ...errors import EngineDeadError, PenstockError, RequestError
+from ..prompts import ContextLengthError, PromptError
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,14 @@ class ApiError(Exception):
 def refused(message: str, param: str | None = None) -> ApiError:
     """A request that can't be served as it is."""
     return ApiError(400, message, param=param)
+
+
+def refused_prompt(error: PromptError, num_prompts: int, field: str) -> ApiError:
+    """One prompt of a request that can't be served; its number is told where there are several."""
+    message = str(error) if num_prompts > 1 else f"prompt: {error.reason}"
+    if isinstance(error, ContextLengthError):
+        return ApiError(400, message, param=field, code="context_length_exceeded")
+    return refused(message)
 
 
 def malformed(error: ValidationError, model: type[BaseModel]) -> ApiError:

@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from ...configs.sampling import SamplingParams
 from ...configs.serving import ServeConfig
 from ..answer import Answer
-from ..prompts import Limits, Prompt
+from ..prompts import Limits, Prompt, PromptError
 from ..tokenizer import Tokenizer
 from .admission import Admission
-from .errors import ApiError, malformed, refused, status_of
+from .errors import ApiError, malformed, refused, refused_prompt, status_of
 from .metrics import FinishedRequest, ServingMetrics
 from .request_log import log_request
 from .streams import ClientGoneError
@@ -53,11 +53,20 @@ class Engine(Protocol):
     def run(self, answers: Sequence[Answer]) -> AsyncGenerator[list[Answer]]: ...
 
 
+@dataclass(slots=True, frozen=True)
+class Form:
+    """What an endpoint calls its answers and its prompts."""
+
+    id_prefix: str
+    prompt_field: str
+
+
 @dataclass(slots=True)
 class Job:
     """One HTTP request that has become answers to come."""
 
     endpoint: str
+    form: Form
     request_id: str
     answers: list[Answer]
     params: SamplingParams
@@ -148,7 +157,7 @@ class Service:
         prompts: Sequence[Prompt],
         params: SamplingParams,
         request_id: str | None,
-        prefix: str,
+        form: Form,
         add_special_tokens: bool = True,
     ) -> Job:
         """Prompts and parameters as answers to come; raises RequestError or ApiError for what can't be served."""
@@ -157,9 +166,12 @@ class Service:
         grammar = params.structured_outputs
         if grammar is not None and (problem := await self._check_grammar(grammar.spec)) is not None:
             raise refused(problem, "response_format")
-        answers = await offloaded(request, lambda: self.engine.prepare(prompts, params, add_special_tokens))
-        request_id = f"{prefix}-{request_id or answers[0].request_id}"
-        return Job(request.url.path, request_id, answers, params, request.state.arrived_s)
+        try:
+            answers = await offloaded(request, lambda: self.engine.prepare(prompts, params, add_special_tokens))
+        except PromptError as error:
+            raise refused_prompt(error, len(prompts), form.prompt_field) from None
+        request_id = f"{form.id_prefix}-{request_id or answers[0].request_id}"
+        return Job(request.url.path, form, request_id, answers, params, request.state.arrived_s)
 
     async def run(self, job: Job) -> AsyncGenerator[list[Answer]]:
         """As the engine's `run`, between admission and the request's line in the log. Raises ApiError when full."""
@@ -179,6 +191,8 @@ class Service:
                 raise
             except Exception as error:
                 status = status_of(error)
+                if isinstance(error, PromptError):  # refused by the engine
+                    raise refused_prompt(error, len(job.answers), job.form.prompt_field) from None
                 raise
             finally:
                 for answer in job.answers:

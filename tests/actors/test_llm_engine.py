@@ -93,7 +93,7 @@ def test_logprobs_come_for_every_token_of_answer_and_prompt(llm: LLM) -> None:
 
 
 def test_bad_requests_leave_the_others_alone(llm: LLM) -> None:
-    with pytest.raises(PromptError, match=r"prompt 0: has 600 tokens; with max_model_len \d+"):
+    with pytest.raises(PromptError, match=r"prompt 0: has 600 tokens; the maximum context length is \d+ tokens"):
         llm.generate([7, *[1] * 599], GREEDY)
     prompts: list[Prompt] = ["", "17 + 25 =", [264]]
     outputs = dict(llm.complete(((prompt, GREEDY) for prompt in prompts), max_open=4))

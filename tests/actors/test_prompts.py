@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.actors.prompts import Limits, Prompt, PromptError, as_list, encode, problem_of
+from penstock.actors.prompts import ContextLengthError, Limits, Prompt, PromptError, as_list, check_prompt, encode
 from penstock.actors.tokenizer import Tokenizer
 
 from .fake_engine import DEMO
@@ -60,21 +60,22 @@ def test_text_without_a_tokenizer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("num_tokens", "max_tokens", "problem"),
     [
-        (0, 1, "is empty; it needs at least 1 token"),
-        (32, 1, "has 32 tokens; with max_model_len 32 at most 31 fit"),
-        (20, 5, r"needs 25 tokens of cache \(20 of the prompt, max_tokens 5\); the cache holds 24"),
-        (20, 4, None),
+        (32, 1, r"has 32 tokens; the maximum context length is 32 tokens \(max_model_len\), .* a prompt may be 31"),
+        (20, 5, r"needs 25 tokens of cache \(20 of the prompt, max_tokens 5\); the cache holds 24, .* is 24 tokens"),
     ],
 )
-def test_what_does_not_fit_names_both_numbers(num_tokens: int, max_tokens: int, problem: str | None) -> None:
-    said = problem_of([1] * num_tokens, max_tokens, LIMITS)
-    assert (said is None) == (problem is None)
-    if said is not None and problem is not None:
-        with pytest.raises(PromptError, match=problem):
-            raise PromptError(0, said)
+def test_what_does_not_fit_names_both_numbers(num_tokens: int, max_tokens: int, problem: str) -> None:
+    with pytest.raises(ContextLengthError, match=f"prompt 3: {problem}"):
+        check_prompt(3, [1] * num_tokens, max_tokens, LIMITS)
+
+
+def test_what_fits_to_the_last_token_is_taken_and_nothing_is_not() -> None:
+    check_prompt(0, [1] * 20, 4, LIMITS)
+    with pytest.raises(PromptError, match="is empty; it needs at least 1 token"):
+        check_prompt(0, [], 1, LIMITS)
 
 
 @pytest.mark.parametrize("token_id", [-1, 264, 1 << 40])
 def test_ids_outside_the_vocabulary_are_named(token_id: int) -> None:
-    said = problem_of([5, token_id], 1, LIMITS)
-    assert said == f"holds the token id {token_id}; ids go from 0 to 263"
+    with pytest.raises(PromptError, match=f"holds the token id {token_id}; ids go from 0 to 263"):
+        check_prompt(0, [5, token_id], 1, LIMITS)

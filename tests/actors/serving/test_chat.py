@@ -101,7 +101,7 @@ def test_a_conversation_with_calls_and_their_results_is_taken() -> None:
         ({"messages": [{"role": "robot", "content": "a"}]}, "role is 'robot'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
         ({"messages": [{"role": "user", "content": 5}]}, "content"),
-        ({"messages": [{"role": "user", "content": "a" * 600}]}, "max_model_len 512"),
+        ({"messages": [{"role": "user", "content": "a" * 600}]}, "prompt: has 603 tokens; the maximum"),
         ({"logprobs": True, "top_logprobs": 21}, "logprobs is 21"),
         ({"top_logprobs": 2}, "top_logprobs is 2, but logprobs isn't true"),
         ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens, max_completion_tokens"),
@@ -128,6 +128,13 @@ def test_what_cannot_be_served_is_refused_with_the_value(body: dict[str, Any], r
     messages = {} if body == {} else {"messages": HELLO}
     assert reason in served.refusal(CHAT, **(messages | body))["message"]
     assert served.engine.requests == []
+
+
+def test_a_conversation_that_is_too_long_can_be_told_by_a_client() -> None:
+    for messages, max_tokens in (([{"role": "user", "content": "a" * 600}], 1), (HELLO, 505)):
+        error = says("hi").refusal(CHAT, messages=messages, max_tokens=max_tokens)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+        assert "maximum context length is 5" in error["message"]
 
 
 def test_openais_fields_that_ask_for_nothing_are_taken() -> None:

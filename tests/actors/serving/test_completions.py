@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_a_prompt_may_come_as_prompt_token_ids(served: Served) -> None:
         ({"prompt": [999]}, "holds the token id 999; ids go from 0 to 263"),
         ({"prompt": [1, "a"]}, "prompt"),
         ({"prompt_token_ids": [-1]}, "holds -1"),
-        ({"prompt": "a" * 512}, "has 512 tokens; with max_model_len 512 at most 511 fit"),
+        ({"prompt": "a" * 512}, "has 512 tokens; the maximum context length is 512 tokens"),
         ({"prompt": "a", "suffix": "b"}, "suffix isn't supported"),
         ({"prompt": "a", "best_of": 2}, "best_of is 2"),
         ({"prompt": "a", "n": 2, "best_of": 1}, "best_of is 1"),
@@ -86,6 +87,20 @@ def test_what_cannot_be_served_is_refused_with_the_value(served: Served, body: d
 
 def test_a_wrong_field_is_named(served: Served) -> None:
     assert served.refusal(COMPLETIONS, prompt="a", n=0)["param"] == "n"
+
+
+def test_a_prompt_that_is_too_long_can_be_told_by_a_client(served: Served) -> None:
+    for prompt in ("a" * 600, ["a", "a" * 600]):
+        error = served.refusal(COMPLETIONS, prompt=prompt)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    assert error["message"].startswith("prompt 1: has 600 tokens; the maximum context length is 512 tokens")
+
+
+def test_a_prompt_alone_has_no_number(served: Served) -> None:
+    assert served.refusal(COMPLETIONS, prompt="")["message"] == "prompt: is empty; it needs at least 1 token"
+    failed = TokenEvent("", "", 0, finish_reason="error", error="value 9 is above 8")
+    served.engine.script = lambda request: [replace(failed, request_id=request.request_id)]
+    assert served.refusal(COMPLETIONS, prompt="a")["message"] == "prompt: value 9 is above 8"
 
 
 def test_best_of_equal_to_n_asks_for_nothing_more(served: Served) -> None:
