@@ -8,10 +8,11 @@ is taken as an `anyOf`, an object without `additionalProperties` as one that has
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from json import dumps, loads
 from urllib.parse import unquote
 
-from .regex import problem_of_pattern, searching
+from .regex import beginnings, problem_of_pattern, searching
 
 Node = dict[str, object]
 
@@ -174,9 +175,20 @@ def _problem_of_object(node: Node) -> str | None:
                 return f"the json requires {name[:64]!r}, which isn't among its 'properties': it can't be enforced"
     if "propertyNames" in node and (named or patterns):
         return "the json uses 'propertyNames' beside named properties, where it can't be enforced"
-    for pattern in patterns if isinstance(patterns, dict) else ():
+    names = list(named) if isinstance(named, dict) else []
+    return _problem_of_patterns(list(patterns), names) if isinstance(patterns, dict) else None
+
+
+def _problem_of_patterns(patterns: list[str], names: list[str]) -> str | None:
+    """Of a property that two of them may match, or one and a name, only one's schema would be enforced."""
+    for pattern in patterns:
         if (problem := problem_of_pattern(pattern)) is not None:
             return problem
+    heads = sorted(head for pattern in patterns for head in beginnings(pattern))
+    if any(after.startswith(head) for head, after in pairwise(heads)):
+        return "the json uses several 'patternProperties' that one name may match; only one can be enforced"
+    if (name := next((name for name in names if name.startswith(tuple(heads))), None)) is not None:
+        return f"the json uses 'patternProperties' that may match {name[:64]!r}, one of its 'properties' as well"
     return None
 
 

@@ -8,11 +8,13 @@ What the grammar's compiler refuses itself (lookarounds, references back) isn't 
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 
 _ESCAPE = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{1,6}\}|.)"
 _CLASS = r"\[\^?(?:\\.|[^\]\\])*+\]?"
 _TOKEN = re.compile(f"{_ESCAPE}|{_CLASS}|.", re.DOTALL)
 _PART = re.compile(f"{_ESCAPE}|.", re.DOTALL)  # of a class
+_PLAIN = re.compile(r"[\w-]")  # what stands for itself
 _READ_IN_CLASSES = set("abcdDefnrsStuvwWx")  # letters that mean something behind a backslash
 _READ = _READ_IN_CLASSES | set("BkpP")
 _CONTROLS = {rf"\{letter}" for letter in "0acefnrtv"}
@@ -48,6 +50,23 @@ def problem_of_pattern(text: str) -> str | None:
 def searching(pattern: str) -> str:
     """A pattern for the whole of a text in which `pattern` is found."""
     return "|".join(map(_opened, _alternatives(pattern)))
+
+
+def beginnings(pattern: str) -> list[str]:
+    """With one of these begins every text in which the pattern is found; none begins with another."""
+    shortest = list[str]()
+    for head in sorted(map(_beginning, _alternatives(pattern))):
+        if not shortest or not head.startswith(shortest[-1]):
+            shortest.append(head)
+    return shortest
+
+
+def _beginning(tokens: list[str]) -> str:
+    if tokens[:1] != ["^"]:
+        return ""
+    literal = list(takewhile(_PLAIN.fullmatch, tokens[1:]))
+    behind = "".join(tokens[1 + len(literal) :][:1])
+    return "".join(literal[:-1] if behind in ("*", "?", "{") else literal)  # whose last may be left out
 
 
 def _opened(tokens: list[str]) -> str:

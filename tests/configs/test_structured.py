@@ -88,6 +88,9 @@ REF: dict[str, Any] = {"$ref": "#/$defs/S", "$defs": {"S": {"type": "string"}}}
         ({"properties": {"a": {}}, "required": ["a", "b"]}, "requires 'b'"),
         ({"type": "object", "required": ["b"]}, "requires 'b'"),
         ({"type": "object", "properties": {"ab": {}}, "propertyNames": {"maxLength": 1}}, "'propertyNames'"),
+        ({"type": "object", "patternProperties": {"^x": {}, "y$": {}}}, "several 'patternProperties'"),
+        ({"type": "object", "patternProperties": {"^(x)": {}, "^ab?": {}}}, "several 'patternProperties'"),
+        ({"type": "object", "patternProperties": {"^x": {}}, "properties": {"xy": {}}}, "may match 'xy'"),
         ({"type": "string", "format": "date", "maxLength": 3}, "'format' together with a length"),
         ({"type": "string", "format": "date", "pattern": "^2024"}, "'pattern' together with 'format'"),
         ({"type": "string", "pattern": "(^a|b)c"}, "'^' in the middle"),
@@ -119,6 +122,7 @@ def test_a_reference_is_followed_wherever_it_leads() -> None:
         {"type": "object", "anyOf": [{"type": "object", "properties": {"a": {}}, "required": ["a"]}]},
         {"type": "string", "format": "binary", "maxLength": 3},
         {"type": "object", "additionalProperties": {"type": "integer"}, "propertyNames": {"pattern": "^[a-c]$"}},
+        {"type": "object", "patternProperties": {"^x-|^xb": {}, "^ab?$": {}}, "properties": {"xa": {}, "b": {}}},
         {"type": "integer", "maxLength": 3, "x-order": 1, "examples": [1], "deprecated": True},
     ],
 )
