@@ -35,6 +35,7 @@ _FORMATS = {  # the others are annotations
     *("email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri", "uri-reference"),
     *("uri-template", "json-pointer", "relative-json-pointer"),
 }
+_MAY_BE_EMPTY = ("uri-reference", "uri-template", "json-pointer")  # the other formats imply a minLength of 1
 _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # hold schemas by name
 _OF_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _OF_ONE = ("items", "additionalProperties", "propertyNames")
@@ -160,7 +161,8 @@ def _problem_of_typed(node: Node, implied: str | None) -> str | None:
 
 def _problem_of_string(node: Node) -> str | None:
     held = [repr(keyword) for keyword in ("pattern", "format") if _uses(node, keyword)]
-    held += ["a length"] if "minLength" in node or "maxLength" in node else []
+    shortest = 1 if held == ["'format'"] and node["format"] not in _MAY_BE_EMPTY else 0  # of itself
+    held += ["a length"] if "maxLength" in node or node.get("minLength", 0) not in range(shortest + 1) else []
     if len(held) > 1:
         return f"the json uses {held[0]} together with {held[1]}; only one of the two can be enforced"
     pattern = node.get("pattern")
