@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from ...configs.model_config import read_model_config
 from ...configs.sampling import RequestOutputKind, SamplingParams
 from ...errors import RequestError
 from ...scheduler.timeline import StageTotals
@@ -59,15 +62,16 @@ def run(arguments: Sequence[str]) -> int:
     """The command's exit status."""
     kind, *rest = list(arguments) or ["--help"]
     if kind not in _KINDS:
-        print(f"usage: penstock bench {'|'.join(_KINDS)} [MODEL] [options]; --help lists them", file=sys.stderr)
+        print(f"usage: penstock bench {'|'.join(_KINDS)} MODEL [options]; --help lists them", file=sys.stderr)
         return 0 if kind in ("-h", "--help") else 2
     parsed = _parser(kind).parse(rest)
     rate = float(parsed.request_rate) if kind == "serve-sim" else None
+    config = engine_config(parsed)
+    requests = make_workload(parsed.workload, parsed.num_requests, read_model_config(config.model).vocab_size, rate)
     start_s = time.monotonic()
-    with LLM.from_config(engine_config(parsed)) as llm:
+    with LLM.from_config(config) as llm:
         ready_s = time.monotonic() - start_s
         print(stage_table(llm.handle.stages, llm.handle.model_config.num_hidden_layers), flush=True)
-        requests = make_workload(parsed.workload, parsed.num_requests, llm.limits.vocab_size, rate)
         _warm(llm, requests)
         at_once = len(requests) if rate else parsed.at_once or len(requests)
         figures = measure(llm, lambda: _answers(llm, requests, at_once) if rate is None else _arriving(llm, requests))
@@ -80,16 +84,32 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser(kind: str) -> Parser:
-    parser = Parser(prog=f"penstock bench {kind}", description=__doc__, usage="%(prog)s [MODEL] [options]")
+    parser = Parser(prog=f"penstock bench {kind}", description=__doc__, usage="%(prog)s MODEL [options]")
     what = parser.add_argument_group("workload")
     what.add_argument("--workload", choices=sorted(WORKLOADS), default="chat", help="lengths of prompts and answers")
-    what.add_argument("--num-requests", type=int, default=512, metavar="N", help="requests in all (default 512)")
+    what.add_argument("--num-requests", type=_count, default=512, metavar="N", help="requests in all (default 512)")
     if kind == "serve-sim":
-        what.add_argument("--request-rate", type=float, default=40.0, metavar="X", help="a second (default 40)")
+        what.add_argument("--request-rate", type=_rate, default=40.0, metavar="X", help="a second (default 40)")
     else:
-        what.add_argument("--at-once", type=int, metavar="N", help="requests open at a time (default all)")
-    add_settings(parser)
+        what.add_argument("--at-once", type=_count, metavar="N", help="requests open at a time (default all)")
+    add_settings(parser, default_model=None)  # the demo's vocabulary is too small for any workload
     return parser
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no integer from 1 on")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < math.inf:
+        raise ArgumentTypeError(f"{text!r} is no number above 0")
+    return rate
 
 
 def measure(llm: LLM, answers: Callable[[], list[RequestOutput]]) -> Figures:

@@ -84,9 +84,13 @@ def _integers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of integers like 5,4,3") from None
 
 
-def add_settings(parser: Parser) -> None:
-    """MODEL and the engine's settings."""
-    parser.add_argument("model", nargs="?", default="demo", help="a folder, a preset's name or a YAML file (demo)")
+def add_settings(parser: Parser, default_model: str | None = "demo") -> None:
+    """MODEL, which must be given where it has no default, and the engine's settings."""
+    what = "a folder, a preset's name or a YAML file"
+    if default_model is None:
+        parser.add_argument("model", metavar="MODEL", help=what)
+    else:
+        parser.add_argument("model", nargs="?", default=default_model, help=f"{what} ({default_model})")
     add_flags(parser, "engine", EngineConfig, leave_out={"model"})
 
 

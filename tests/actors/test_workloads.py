@@ -9,7 +9,10 @@ import pytest
 
 from penstock.actors.commands.bench import run
 from penstock.actors.commands.workloads import make_workload
+from penstock.cli import main
 from penstock.errors import ConfigError
+
+from .fake_engine import started
 
 VOCAB_SIZE = 151936
 
@@ -36,6 +39,34 @@ def test_a_vocabulary_too_small_is_refused() -> None:
 def test_bench_says_how_it_is_used() -> None:
     assert run([]) == 0
     assert run(["faster"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["throughput"], 2, "the following arguments are required: MODEL"),
+        (["throughput", "demo"], 1, "the workloads need a vocabulary of more than 2000 tokens, not 264"),
+        (["throughput", "nowhere"], 1, "no such model: 'nowhere'"),
+        (["throughput", "demo", "--num-requests", "0"], 2, "argument --num-requests: '0' is no integer from 1 on"),
+        (["throughput", "demo", "--at-once", "-1"], 2, "argument --at-once: '-1' is no integer from 1 on"),
+        (["serve-sim", "demo", "--request-rate", "-5"], 2, "argument --request-rate: '-5' is no number above 0"),
+        (["serve-sim", "demo", "--request-rate", "nan"], 2, "argument --request-rate: 'nan' is no number above 0"),
+        (["serve-sim", "demo", "--request-rate", "x"], 2, "argument --request-rate: 'x' is no number above 0"),
+    ],
+)
+def test_bench_refuses_in_one_line_before_anything_starts(
+    arguments: list[str],
+    status: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine = started(monkeypatch)
+    assert main(["bench", *arguments]) == status
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len((said.out + said.err).strip().splitlines()) == 1
+    assert engine.num_shutdowns == 0
 
 
 @pytest.mark.slow
