@@ -29,19 +29,11 @@ README = Path(__file__).parent.parent / "README.md"
 PORTS = 6379, 8000, 8265, 52365  # the examples' and Ray's, whose agents outlive a killed raylet by a minute
 OPENAIS = {  # fields of completions and chats
     *("model", "prompt", "messages", "n", "stream", "stream_options", "temperature", "top_p", "presence_penalty"),
-    *(
-        "seed",
-        "frequency_penalty",
-        "logit_bias",
-        "max_tokens",
-        "max_completion_tokens",
-        "stop",
-        "logprobs",
-        "top_logprobs",
-    ),
-    *("echo", "best_of", "suffix", "response_format", "tools", "tool_choice", "parallel_tool_calls", "modalities"),
-    *("audio", "function_call", "functions", "prediction", "reasoning_effort", "verbosity", "web_search_options"),
-    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("frequency_penalty", "logit_bias", "max_tokens", "max_completion_tokens", "stop", "logprobs", "top_logprobs"),
+    *("seed", "echo", "best_of", "suffix", "response_format", "tools", "tool_choice", "parallel_tool_calls"),
+    *("modalities", "audio", "function_call", "functions", "prediction", "reasoning_effort", "verbosity"),
+    *("web_search_options", "user", "metadata", "store", "service_tier", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_retention"),
 }
 TABLES = {"settings": EngineConfig, "server settings": ServeConfig}
 
