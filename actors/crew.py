@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..errors import EngineDeadError
 from ..scheduler.timeline import Span, StageTotals
-from .engine_spec import EngineSpec, StageFigures, Surroundings, WorkerOffer, WorkerSpec
+from .engine_spec import START_TIMEOUT_S, EngineSpec, StageFigures, Surroundings, WorkerOffer, WorkerSpec
 from .placement import reserve, worker_resources
 from .ray_errors import first_line, own_error
 from .sockets import Peer, Sockets
@@ -23,7 +23,6 @@ from .worker_port import MAX_PLANS, MAX_UPLINK, WorkerPort
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
-START_TIMEOUT_S = 1800.0  # for weights to load
 CONNECT_TIMEOUT_S = 120.0  # for processes to come up
 
 

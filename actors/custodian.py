@@ -116,7 +116,7 @@ class Custody:
         self._end_timeout_s = end_timeout_s
         ends_serve = _others_end_serve() or not _serve_runs()
         self._custodian: Any = _hire(app_name)
-        self.lease: Any = Lease.options(num_cpus=0).remote()
+        self.lease: Any = Lease.options(num_cpus=0, scheduling_strategy=_here()).remote()
         ray.get(self._custodian.watch.remote(self.lease, ends_serve))
 
     def end(self) -> None:
@@ -127,15 +127,19 @@ class Custody:
         ray.kill(self.lease, no_restart=True)
 
 
+def _here() -> NodeAffinitySchedulingStrategy:
+    """This node: Ray puts an actor without resources on any, unless its affinity is hard."""
+    return NodeAffinitySchedulingStrategy(this_place().node_id, soft=False)
+
+
 def _hire(app_name: str) -> Any:
-    node_id = this_place().node_id
     options = CustodianActor.options(
         name=f"custodian-{app_name}",
         namespace=_NAMESPACE,
         lifetime="detached",
         num_cpus=0,
         max_concurrency=4,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True),
+        scheduling_strategy=_here(),
     )
     try:
         return options.remote(app_name)

@@ -207,7 +207,10 @@ def _resolved(config: EngineConfig) -> EngineConfig:
 
 
 def _create(spec: EngineSpec) -> Any:
-    """The engine's actor, on this node where possible; without a CPU of its own, so that it always has a place."""
+    """The engine's actor, on this node; without a CPU of its own, so that it always has a place.
+
+    Ray puts an actor without resources on any node, unless its affinity is hard.
+    """
     node_id = this_place().node_id
     options = SchedulerActor.options(
         name=spec.name,
@@ -215,7 +218,7 @@ def _create(spec: EngineSpec) -> Any:
         lifetime="detached" if spec.config.detached else None,
         num_cpus=0,
         max_concurrency=8,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True),
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
     )
     try:
         return options.remote(spec)

@@ -11,6 +11,7 @@ from .sockets import Address, Peer
 from .worker_port import WorkerName
 
 STAGE_BUILDER = "penstock.model.stage:build_stage"
+START_TIMEOUT_S = 1800.0  # for weights to load
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import Backend, PrefixStore, ProcessGroupGloo, S
 
 from ..model.tensor_parallel import ProcessGroupTensorParallel, TensorParallel
 from ..scheduler.device import Link
-from .engine_spec import StoreAddress
+from .engine_spec import START_TIMEOUT_S, StoreAddress
 
 _NO_TIMEOUT = timedelta(days=365)
 
@@ -59,10 +59,13 @@ class LinkRoom:
         return ProcessGroupTensorParallel(_gloo_group(store, rank, size, self._host))
 
     def least(self, what: str, number: int, who: str, everybody: Sequence[str]) -> int:
-        """The smallest of the numbers that everybody names under `what`; waits for them all."""
+        """The smallest of the numbers that everybody names under `what`.
+
+        Waits for them as long as weights may load; raises DistStoreError when they don't come.
+        """
         store = PrefixStore(f"{self._epoch}/{what}", self._store)
         store.set(who, str(number))
-        store.wait(list(everybody))
+        store.wait(list(everybody), timedelta(seconds=START_TIMEOUT_S))
         return min(int(store.get(other)) for other in everybody)
 
     def _link(self, edge: str, sends: bool) -> Link:

@@ -30,6 +30,7 @@ from .wire import Kind, frame
 Transport = Literal["auto", "ipc", "tcp"]
 MAX_IPC_PATH_BYTES = 107
 _STALE_S = 600.0
+_IPC_PREFIX = "penstock-ipc-"
 _HELLO = frame(Kind.HELLO)
 
 
@@ -58,6 +59,7 @@ class Sender:
         if address.server_key is not None:
             zmq_socket.curve_publickey, zmq_socket.curve_secretkey = context_key
             zmq_socket.curve_serverkey = address.server_key
+        zmq_socket.ipv6 = "[" in address.endpoint
         zmq_socket.connect(address.endpoint)
         self._lock = threading.Lock()
         self.send(_HELLO)
@@ -148,6 +150,7 @@ class Sockets:
         self._public_key, self._secret_key = zmq.curve_keypair()
         self._transport = transport
         self._gate: _Gate | None = None
+        self._gate_lock = threading.Lock()  # clients attach on several threads
         self._ends: weakref.WeakSet[Sender | Receiver] = weakref.WeakSet()
         self.peer = Peer(node, host, self._public_key)
 
@@ -185,8 +188,9 @@ class Sockets:
         return same_node and self._transport != "tcp"
 
     def _bind_curve(self, zmq_socket: zmq.Socket[bytes], sender: Peer) -> Address:
-        self._gate = self._gate or _Gate(self._context)
-        zmq_socket.zap_domain = self._gate.admit(sender.public_key)
+        with self._gate_lock:
+            self._gate = self._gate or _Gate(self._context)
+            zmq_socket.zap_domain = self._gate.admit(sender.public_key)
         zmq_socket.curve_server = True
         zmq_socket.curve_secretkey = self._secret_key
         zmq_socket.ipv6 = ":" in self.peer.host
@@ -261,18 +265,20 @@ def ipc_folder() -> str:
     for parent in candidates:
         if parent and _is_short(parent) and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
             _sweep(parent)
-            return tempfile.mkdtemp(prefix=f"ps-{os.getpid()}-", dir=parent)
+            return tempfile.mkdtemp(prefix=f"{_IPC_PREFIX}{os.getpid()}-", dir=parent)
     tried = ", ".join(str(parent) for parent in candidates if parent)
     raise ClusterError(f"no writable folder for ipc sockets with paths up to {MAX_IPC_PATH_BYTES} bytes among: {tried}")
 
 
 def _is_short(parent: str) -> bool:
-    return len(os.fsencode(parent)) + len("/ps-4194304-12345678/s") <= MAX_IPC_PATH_BYTES
+    return len(os.fsencode(parent)) + len(f"/{_IPC_PREFIX}4194304-12345678/s") <= MAX_IPC_PATH_BYTES
 
 
 def _sweep(parent: str) -> None:
-    """A folder is needed for seconds; one that is minutes old has no owner any more."""
-    for folder in Path(parent).glob("ps-*-*"):
-        with suppress(OSError):  # another user's, or gone already
-            if time.time() - folder.stat().st_mtime > _STALE_S:
-                shutil.rmtree(folder)
+    """A folder is needed for seconds; one that is minutes old has no owner any more. Takes nothing but a socket."""
+    for folder in Path(parent).glob(f"{_IPC_PREFIX}*-*"):
+        with suppress(OSError):  # gone already, or holds what is not ours
+            status = folder.stat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > _STALE_S:
+                (folder / "s").unlink(missing_ok=True)
+                folder.rmdir()

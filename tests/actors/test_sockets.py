@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,8 @@ class Ends:
         self.rooms: list[Sockets] = []
         self.ends: list[Sender | Receiver] = []
 
-    def room(self, node: str = "here", transport: module.Transport = "auto") -> Sockets:
-        self.rooms.append(Sockets(node, "127.0.0.1", transport))
+    def room(self, node: str = "here", transport: module.Transport = "auto", host: str = "127.0.0.1") -> Sockets:
+        self.rooms.append(Sockets(node, host, transport))
         return self.rooms[-1]
 
     def pair(self, receiving: Sockets, sending: Sockets, max_messages: int = 8) -> tuple[Sender, Receiver]:
@@ -152,7 +154,28 @@ def test_a_long_temporary_folder_is_passed_over(monkeypatch: pytest.MonkeyPatch,
 def test_a_folder_that_a_killed_process_left_is_swept_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     old, new = Path(module.ipc_folder()), Path(module.ipc_folder())
-    os.utime(old, (0, 0))
+    (old / "s").touch()
+    others = [tmp_path / "ps-lite-data", tmp_path / "penstock-ipc-1-mine"]
+    for other in others:
+        other.mkdir()
+        (other / "weights.bin").touch()
+    for folder in (old, *others):
+        os.utime(folder, (0, 0))
     assert Path(module.ipc_folder()).parent == tmp_path
     assert not old.exists()
     assert new.exists()
+    assert all((other / "weights.bin").exists() for other in others)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_a_pair_joins_over_ipv6(ends: Ends) -> None:
+    _, receiver = ends.pair(ends.room("a", host="::1"), ends.room("b", host="::1"))
+    assert receiver.wait(5)
+
+
+def test_peers_of_other_nodes_are_let_in_from_several_threads(ends: Ends) -> None:
+    room, peers = ends.room("a"), [ends.room(f"b{i}").peer for i in range(4)]
+    with ThreadPoolExecutor(len(peers)) as pool:
+        receivers = list(pool.map(lambda peer: room.receiver(peer, 8), peers))
+    ends.ends += receivers
+    assert len({receiver.address.endpoint for receiver in receivers}) == len(peers)

@@ -8,6 +8,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from penstock.actors.cluster import this_place
 from penstock.actors.engine import start_engine
 from penstock.configs.engine import EngineConfig
 from penstock.errors import ClusterError
@@ -42,6 +43,12 @@ def test_an_engine_spans_two_nodes(two_nodes: None, tiny_folder: str) -> None:
             client.submit(request(f"r{i}", num_prompt=3 + i, max_tokens=6), answers)
         answers.wait(8)
         assert all(answers.tokens[f"r{i}"] == fake_output(3 + i, 6) for i in range(8))
+
+
+def test_an_engine_is_where_its_starter_is(two_nodes: None, tiny_folder: str) -> None:
+    for _ in range(4):  # any node would do for an actor without resources
+        with start_engine(config(tiny_folder, 1, 1), stage_builder=FAKE) as handle:
+            assert handle._info.peer.node == this_place().node
 
 
 def test_a_stage_that_fits_no_single_node_is_refused(two_nodes: None, tiny_folder: str) -> None:
