@@ -12,7 +12,8 @@ import os
 import threading
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, BinaryIO
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -21,7 +22,7 @@ from ..errors import EngineDeadError
 from ..scheduler.cost import StepCost
 from ..scheduler.record import Recorder
 from ..scheduler.scheduler import Scheduler
-from ..scheduler.timeline import StageTotals, write_chrome_trace
+from ..scheduler.timeline import StageTotals
 from .client_port import MAX_EVENT_FRAMES, MAX_REQUEST_FRAMES, ClientPort
 from .cluster import this_place
 from .crew import Crew
@@ -37,6 +38,7 @@ from .engine_spec import (
     WorkerOffer,
 )
 from .logs import speak
+from .run_files import RunFiles
 from .scheduler_settings import scheduler_config
 from .sockets import Sockets
 from .stage_table import slowest_step_cost, stage_table
@@ -49,6 +51,7 @@ log = logging.getLogger(__name__)
 
 _FIGURES_TIMEOUT_S = 2.0
 _TRACE_TIMEOUT_S = 30.0
+_FAILED_TRACE_TIMEOUT_S = 5.0
 _LOOPBACK = "127.0.0.1"
 
 
@@ -65,7 +68,7 @@ class _SchedulerActor:
         self._loop: EngineLoop | None = None
         self._info: EngineInfo | None = None
         self._store: Store | None = None
-        self._record: BinaryIO | None = None
+        self._files: RunFiles | None = None
         self._client_numbers = itertools.count()
         self._lock = threading.Lock()  # of shutdown against failure
 
@@ -73,6 +76,7 @@ class _SchedulerActor:
     def start(self) -> EngineInfo:
         """Hires and builds the workers, then serves. Raises what keeps the engine from starting, in its own words."""
         try:
+            self._files = RunFiles(self._spec.config)
             self._crew = Crew(self._spec, self._sockets.peer)
             num_blocks = self._num_blocks()
             offers = self._crew.offers()
@@ -140,10 +144,9 @@ class _SchedulerActor:
         """Answers what is open, ends the workers, gives the resources back; the caller then ends this process."""
         if self._loop is not None:
             self._loop.stop(f"engine {self._spec.name!r} was shut down")
-        if self._record is not None:
-            self._record.close()
-        if self._crew is not None and self._spec.config.trace is not None:
-            write_chrome_trace(self._spec.config.trace, self._crew.spans(_TRACE_TIMEOUT_S))
+        if self._files is not None and self._crew is not None:
+            self._files.close()
+            self._files.write_trace(partial(self._crew.spans, _TRACE_TIMEOUT_S))
         self._dismiss()
 
     def _running(self) -> EngineLoop:
@@ -183,15 +186,21 @@ class _SchedulerActor:
             result_delay_s=config.result_delay_ms / 1000,
         )
         scheduler = Scheduler(scheduler_config(config, self._spec.model_config, num_blocks, step_cost=step_cost))
-        if config.record is not None:
-            self._record = open(config.record, "wb")  # noqa: SIM115  # closed when the loop has ended
-            scheduler = Recorder(scheduler, self._record)
+        if self._files is not None and self._files.record is not None:
+            scheduler = Recorder(scheduler, self._files.record)
         self._loop = EngineLoop(scheduler, ports, settings, self._on_failure)
         self._loop.start()
 
     def _on_failure(self, message: str) -> None:
         """Called on the loop's thread, which must go on answering."""
-        threading.Thread(target=self._dismiss, name="dismiss", daemon=True).start()
+        threading.Thread(target=self._dismiss_failed, name="dismiss", daemon=True).start()
+
+    def _dismiss_failed(self) -> None:
+        """Writes timeline and record, which show what led to the failure, and ends the workers."""
+        if self._files is not None and self._crew is not None:
+            self._files.flush()
+            self._files.write_trace(partial(self._crew.spans, _FAILED_TRACE_TIMEOUT_S))
+        self._dismiss()
 
     def _dismiss(self) -> None:
         with self._lock:

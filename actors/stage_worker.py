@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import TYPE_CHECKING
 
 import ray
 
-from ..scheduler.timeline import Span, StageTotals
+from ..scheduler.timeline import Span, StageTotals, now_ns
 from .cluster import this_place
 from .engine_spec import StageFigures, Surroundings, WorkerOffer, WorkerSpec
 from .logs import speak
@@ -58,8 +59,9 @@ class _StageWorker:
 
     @ray.method
     def spans(self) -> list[Span]:
-        """The stage's timeline, if it keeps one."""
-        return self._running().timeline.spans
+        """The stage's timeline, if it keeps one, by the wall clock: each node's monotonic one began at another time."""
+        offset_ns = time.time_ns() - now_ns()
+        return [span.moved(offset_ns) for span in self._running().timeline.spans]
 
     @ray.method
     def close(self) -> None:

@@ -97,8 +97,12 @@ class EngineConfig(BaseModel):
         "auto", description="sockets for plans and events: `ipc` on one node, `tcp` (encrypted) across nodes"
     )
 
-    trace: str | None = Field(None, description="write the run's timeline to this file, as a Chrome trace")
-    record: str | None = Field(None, description="record the scheduler's inputs and plans for `penstock replay`")
+    trace: str | None = Field(
+        None, description="write the run's timeline to this file, as a Chrome trace; a server adds its name"
+    )
+    record: str | None = Field(
+        None, description="record the scheduler's inputs and plans for `penstock replay`; a server adds its name"
+    )
     result_delay_ms: float = Field(
         0.0,
         description="delay added to every result on its way to the scheduler, to measure asynchrony",

@@ -32,6 +32,10 @@ class Span:
     def is_wait(self) -> bool:
         return self.name.startswith("wait: ")
 
+    def moved(self, offset_ns: int) -> Span:
+        """The same on a clock that is so far ahead."""
+        return Span(self.lane, self.step, self.name, self.start_ns + offset_ns, self.end_ns + offset_ns)
+
 
 @dataclass(slots=True)
 class StageTotals:

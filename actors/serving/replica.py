@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -147,6 +148,11 @@ def _begin(serving: ServeConfig) -> ServingMetrics:
 
 
 def _named(config: EngineConfig, serving: ServeConfig) -> EngineConfig:
-    """An engine's name in the cluster is its application's and its replica's."""
+    """An engine's name in the cluster is its application's and its replica's; so its run's files are called too.
+
+    An engine that takes a failed one's place would write over what shows the failure.
+    """
     name = f"{serving.app_name}-{serve.get_replica_context().replica_id.unique_id}"
-    return config.model_copy(update={"name": name, "detached": False})
+    given = {key: Path(path) for key in ("trace", "record") if (path := getattr(config, key))}
+    files = {key: str(path.with_stem(f"{path.stem}-{name}")) for key, path in given.items()}
+    return config.model_copy(update={"name": name, "detached": False, **files})
