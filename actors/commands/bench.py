@@ -182,8 +182,13 @@ def _params(max_tokens: int) -> SamplingParams:
 
 def _warm(llm: LLM, requests: Sequence[Request]) -> None:
     """Steps of many shapes before the clock starts."""
-    few = requests[:_WARM_REQUESTS]
-    _answers(llm, [Request(0.0, each.prompt_token_ids, _WARM_TOKENS) for each in few], len(few))
+    few = warming(requests)
+    _answers(llm, few, len(few))
+
+
+def warming(requests: Sequence[Request]) -> list[Request]:
+    """Prompts as long as the first ones but of other tokens: those that are measured must not be in a prefix cache."""
+    return [Request(0.0, each.prompt_token_ids[::-1], _WARM_TOKENS) for each in requests[:_WARM_REQUESTS]]
 
 
 def _stage(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

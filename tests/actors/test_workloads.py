@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.actors.commands.bench import run
+from penstock.actors.commands.bench import run, warming
 from penstock.actors.commands.workloads import make_workload
 from penstock.cli import main
 from penstock.errors import ConfigError
@@ -34,6 +34,14 @@ def test_requests_come_at_once_or_at_a_rate() -> None:
 def test_a_vocabulary_too_small_is_refused() -> None:
     with pytest.raises(ConfigError, match="more than 2000 tokens, not 211"):
         make_workload("chat", 1, 211)
+
+
+def test_what_warms_leaves_nothing_in_the_cache_for_what_is_measured() -> None:
+    requests = make_workload("prefill", 16, VOCAB_SIZE)
+    warm = warming(requests)
+    assert [len(each.prompt_token_ids) for each in warm] == [len(each.prompt_token_ids) for each in requests]
+    begun = {tuple(each.prompt_token_ids[:16]) for each in requests}
+    assert begun.isdisjoint(tuple(each.prompt_token_ids[:16]) for each in warm)
 
 
 def test_bench_says_how_it_is_used() -> None:
