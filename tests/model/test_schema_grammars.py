@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +17,17 @@ import penstock.model.demo
 from penstock.configs.structured import StructuredOutputsParams
 from penstock.model.grammar_compiler import GrammarCompiler
 
-COMPILER = GrammarCompiler(str(Path(penstock.model.demo.__file__).parent), 264, [257])
+
+@cache
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(str(Path(penstock.model.demo.__file__).parent), 264, [257])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_go() -> Iterator[None]:
+    """Its threads end before the interpreter does."""
+    yield
+    compiler.cache_clear()
 
 
 class Colour(Enum):
@@ -44,7 +56,9 @@ class Thing(BaseModel):
 def allows(text: str, **given: Any) -> bool:
     from xgrammar import GrammarMatcher
 
-    matcher = GrammarMatcher(COMPILER.compile(StructuredOutputsParams(**given).spec), terminate_without_stop_token=True)
+    matcher = GrammarMatcher(
+        compiler().compile(StructuredOutputsParams(**given).spec), terminate_without_stop_token=True
+    )
     return all(matcher.accept_string(bytes([byte])) for byte in text.encode()) and matcher.is_terminated()
 
 
