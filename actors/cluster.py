@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..errors import ClusterError
 
@@ -87,6 +88,11 @@ def this_place() -> Place:
     """The place of this process, which is in a Ray cluster."""
     node_id = ray.get_runtime_context().get_node_id()
     return Place(node_id, f"{node_id}:{os.getuid()}", ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Puts an actor here: Ray puts one without resources on any node, unless its affinity is hard."""
+    return NodeAffinitySchedulingStrategy(this_place().node_id, soft=False)
 
 
 def total_resources() -> dict[str, float]:

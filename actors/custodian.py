@@ -18,10 +18,9 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..errors import ClusterError
-from .cluster import this_place
+from .cluster import on_this_node
 from .logs import hush_serve, speak
 
 log = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ class Custody:
         self._end_timeout_s = end_timeout_s
         ends_serve = _others_end_serve() or not _serve_runs()
         self._custodian: Any = _hire(app_name)
-        self.lease: Any = Lease.options(num_cpus=0, scheduling_strategy=_here()).remote()
+        self.lease: Any = Lease.options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
         ray.get(self._custodian.watch.remote(self.lease, ends_serve))
 
     def end(self) -> None:
@@ -127,11 +126,6 @@ class Custody:
         ray.kill(self.lease, no_restart=True)
 
 
-def _here() -> NodeAffinitySchedulingStrategy:
-    """This node: Ray puts an actor without resources on any, unless its affinity is hard."""
-    return NodeAffinitySchedulingStrategy(this_place().node_id, soft=False)
-
-
 def _hire(app_name: str) -> Any:
     options = CustodianActor.options(
         name=f"custodian-{app_name}",
@@ -139,7 +133,7 @@ def _hire(app_name: str) -> Any:
         lifetime="detached",
         num_cpus=0,
         max_concurrency=4,
-        scheduling_strategy=_here(),
+        scheduling_strategy=on_this_node(),
     )
     try:
         return options.remote(app_name)

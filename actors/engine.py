@@ -15,13 +15,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig, read_model_config
 from ..errors import ClusterError, ConfigError, EngineDeadError, EngineNotFoundError
 from .client import EngineClient
-from .cluster import NAMESPACE, Cluster, ensure_ray, starts_cluster, this_place, total_resources
+from .cluster import NAMESPACE, Cluster, ensure_ray, on_this_node, starts_cluster, this_place, total_resources
 from .engine_health import HEALTH_TIMEOUT_S, EngineHealth
 from .engine_spec import STAGE_BUILDER, EngineInfo, EngineSpec, StageFigures
 from .placement import group_name, resolve_device
@@ -40,14 +39,11 @@ class EngineHandle:
     What `find_engine` gives only visits.
     """
 
-    def __init__(
-        self, actor: Any, info: EngineInfo, cluster: Cluster, *, started: bool = False, owned: bool = False
-    ) -> None:
+    def __init__(self, actor: Any, info: EngineInfo, cluster: Cluster, started: bool) -> None:
         self._actor = actor
         self._info = info
         self._cluster = cluster
         self._started = started  # through this handle: `shutdown` ends it
-        self._owned = owned  # it ends with this handle, whatever ends that
         self._clients: weakref.WeakSet[EngineClient] = weakref.WeakSet()
         self._closed = False
         atexit.register(self.leave)
@@ -118,7 +114,7 @@ class EngineHandle:
 
     def leave(self) -> None:
         """Leaves the engine, and ends it if this handle owns it; so ends a `with` block, and so ends the process."""
-        self._close(ends_engine=self._owned)
+        self._close(ends_engine=self._started and not self.config.detached)
 
     def shutdown(self) -> None:
         """Ends the engine that this handle started, a detached one too, or leaves the one that it found.
@@ -177,7 +173,7 @@ def start_engine(config: EngineConfig, *, stage_builder: str = STAGE_BUILDER) ->
             _end(actor, name, None)
         cluster.close()
         raise
-    return EngineHandle(actor, info, cluster, started=True, owned=not config.detached)
+    return EngineHandle(actor, info, cluster, started=True)
 
 
 def find_engine(name: str, address: str | None = "auto") -> EngineHandle:
@@ -196,7 +192,7 @@ def find_engine(name: str, address: str | None = "auto") -> EngineHandle:
         raise EngineNotFoundError(f"engine {name!r} doesn't answer") from None
     if info is None:
         raise EngineNotFoundError(f"engine {name!r} is still starting")
-    return EngineHandle(actor, info, cluster)
+    return EngineHandle(actor, info, cluster, started=False)
 
 
 def _resolved(config: EngineConfig) -> EngineConfig:
@@ -207,18 +203,14 @@ def _resolved(config: EngineConfig) -> EngineConfig:
 
 
 def _create(spec: EngineSpec) -> Any:
-    """The engine's actor, on this node; without a CPU of its own, so that it always has a place.
-
-    Ray puts an actor without resources on any node, unless its affinity is hard.
-    """
-    node_id = this_place().node_id
+    """The engine's actor, on this node; without a CPU of its own, so that it always has a place."""
     options = SchedulerActor.options(
         name=spec.name,
         namespace=NAMESPACE,
         lifetime="detached" if spec.config.detached else None,
         num_cpus=0,
         max_concurrency=8,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        scheduling_strategy=on_this_node(),
     )
     try:
         return options.remote(spec)

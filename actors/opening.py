@@ -14,7 +14,7 @@ from .answer import Answer
 from .frontdesk import Frontdesk
 from .outputs import RequestOutput
 from .params import to_new_request
-from .prompts import Limits, PromptError
+from .prompts import PromptError
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -24,19 +24,12 @@ if TYPE_CHECKING:
 def open_desk(handle: EngineHandle, tokenizer: Tokenizer | None) -> Frontdesk:
     """A client of the engine and what makes its requests."""
     limits = handle.limits
-    eos_token_ids = _eos_token_ids(handle.model_config, tokenizer, limits)
+    eos_token_ids = handle.model_config.ending_ids(None if tokenizer is None else tokenizer.eos_token_id)
 
     def make_request(request_id: str, token_ids: Sequence[int], params: SamplingParams, index: int) -> NewRequest:
         return to_new_request(request_id, token_ids, params, index, eos_token_ids=eos_token_ids, limits=limits)
 
     return Frontdesk(handle.client(), make_request, limits, tokenizer)
-
-
-def _eos_token_ids(model_config: ModelConfig, tokenizer: Tokenizer | None, limits: Limits) -> list[int]:
-    """What ends an answer: the model's ids and the tokenizer's own, which a chat model's other files may not name."""
-    own = None if tokenizer is None else tokenizer.eos_token_id
-    others = [] if own is None or own >= limits.vocab_size else [own]
-    return list(dict.fromkeys([*model_config.eos_token_ids, *others]))
 
 
 def default_sampling_params(model_config: ModelConfig) -> SamplingParams:

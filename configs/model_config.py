@@ -62,6 +62,11 @@ class ModelConfig:
         """The sliding window of a layer; None where it attends to everything before it."""
         return self.sliding_window if layer in self.windowed_layers else None
 
+    def ending_ids(self, tokenizers_own: int | None) -> list[int]:
+        """What ends an answer: the model's ids and the tokenizer's, which a chat model's other files may not name."""
+        others = [] if tokenizers_own is None or tokenizers_own >= self.vocab_size else [tokenizers_own]
+        return list(dict.fromkeys([*self.eos_token_ids, *others]))
+
     @property
     def max_model_len(self) -> int:
         """Positions that the rotation reaches: scaled ones count, where the type stretches the original range."""

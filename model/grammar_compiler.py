@@ -46,10 +46,9 @@ class GrammarCompiler:
     def of(cls, config: EngineConfig, model_config: ModelConfig) -> GrammarCompiler:
         """An engine's; light until the first grammar comes. Texts end with the ids that end the engine's requests."""
         folder = None if config.skip_tokenizer_init else config.tokenizer_path
-        own = None if folder is None else eos_token_id(folder)
-        eos = dict.fromkeys([*model_config.eos_token_ids, *([] if own is None else [own])])
+        eos = model_config.ending_ids(None if folder is None else eos_token_id(folder))
         num_threads = 1 if config.device == "cpu" else 4  # a CPU's cores have the layers to compute
-        return cls(folder, model_config.vocab_size, list(eos), num_threads)
+        return cls(folder, model_config.vocab_size, eos, num_threads)
 
     def compile(self, spec: str) -> CompiledGrammar:
         """The grammar of a spec; raises RequestError in words of the grammar's author."""

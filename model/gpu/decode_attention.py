@@ -53,11 +53,17 @@ MANY, FEW = Tiling(64, 3, 2), Tiling(64, 2, 4)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _keys_of_cut(span, CUTS: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Keys of a cut, at most, of so many in all."""
+    return tl.maximum(tl.cdiv(tl.cdiv(span, CUTS), KEYS) * KEYS, LEAST)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _work_of(seq_lens, pair, num_pairs, CUTS: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr):  # type: ignore[no-untyped-def]
     """Keys that a cut of a row reads, and the row's length; nothing beyond the last pair."""
     inside = pair < num_pairs
     length = tl.load(seq_lens + pair // CUTS, mask=inside, other=0)
-    each = tl.maximum(tl.cdiv(tl.cdiv(length, CUTS), KEYS) * KEYS, LEAST)
+    each = _keys_of_cut(length, CUTS, KEYS, LEAST)
     work = tl.minimum(tl.maximum(length - pair % CUTS * each, 0), each)
     return tl.where(inside, work, -1), length
 
@@ -99,7 +105,7 @@ def _decode_attention(  # type: ignore[no-untyped-def]
     begin = 0
     if WINDOW > 0:
         begin = tl.maximum(length - WINDOW, 0)
-    each = tl.maximum(tl.cdiv(tl.cdiv(past - begin, CUTS), KEYS) * KEYS, LEAST)
+    each = _keys_of_cut(past - begin, CUTS, KEYS, LEAST)
     used = tl.maximum(tl.cdiv(past - begin, each), 1)
     if cut >= used:
         return

@@ -118,11 +118,13 @@ def compiled(source: str) -> bytes:
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     digest = hashlib.sha256(repr((source, _OPTIONS, major.value, minor.value)).encode()).hexdigest()[:16]
     target = cache_folder() / f"gpu-{digest}.cubin"
-    if not target.is_file():
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
-            scratch.write(_compile(nvrtc, source))
-        Path(scratch.name).replace(target)
-    return target.read_bytes()
+    if target.is_file():
+        return target.read_bytes()
+    image = _compile(nvrtc, source)
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
+        scratch.write(image)
+    Path(scratch.name).replace(target)
+    return image
 
 
 def _compile(nvrtc: ctypes.CDLL, source: str) -> bytes:

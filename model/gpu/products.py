@@ -47,7 +47,7 @@ def product(
     if not rows:
         return out
     x = x if x.is_contiguous() else x.contiguous()
-    padded, box = _padded(rows), max(_MIN_BOX_ROWS, 1 << (rows - 1).bit_length())
+    padded, box = padded_rows(rows), max(_MIN_BOX_ROWS, 1 << (rows - 1).bit_length())
     tiles = tiles or tiles_for(padded, len(weight), inputs, gated)
     _kernel(padded, tiles, gated, residual is not None).launch(
         -(-len(weight) // tiles.width) * tiles.split,
@@ -88,7 +88,8 @@ def serves(weight: Tensor) -> bool:
     return dense and aligned and torch.cuda.get_device_capability(weight.device)[0] == 9 and can_compile()
 
 
-def _padded(rows: int) -> int:
+def padded_rows(rows: int) -> int:
+    """Rows of the tile that holds so many."""
     return MAX_ROWS // 2 if rows <= MAX_ROWS // 2 else MAX_ROWS
 
 

@@ -19,7 +19,7 @@ from penstock.configs.sampling import SamplingParams
 from penstock.errors import ConfigError, EngineDeadError, ModelError, RequestError
 from penstock.scheduler.messages import NewRequest, TokenEvent
 
-from .fake_engine import DEMO, FakeEngine, desk_of, echo, spoken
+from .fake_engine import DEMO, FakeEngine, desk_of, echo, spoken, started
 
 ENOUGH = SamplingParams(max_tokens=64)
 
@@ -27,13 +27,7 @@ ENOUGH = SamplingParams(max_tokens=64)
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """What `LLM(...)` starts and `connect` finds."""
-    fake = FakeEngine()
-
-    def start(config: EngineConfig) -> FakeEngine:
-        fake.config = config
-        return fake
-
-    monkeypatch.setattr(llm_module, "start_engine", start)
+    fake = started(monkeypatch)
     monkeypatch.setattr(llm_module, "find_engine", lambda name, address: fake)
     return fake
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import Unigram
 
 from penstock.actors.opening import open_desk
-from penstock.actors.prompts import Limits
 from penstock.actors.tokenizer import Tokenizer
 from penstock.configs.engine import EngineConfig
 from penstock.configs.model_config import read_model_config
@@ -45,7 +45,7 @@ def test_the_tokenizers_eos_ends_requests_and_grammars_too(folder: Path, skip: b
 
 
 def test_an_eos_beyond_the_models_vocabulary_is_left_out(folder: Path) -> None:
-    engine = FakeEngine(model_config=read_model_config(folder), limits=Limits(END, 512, 500))
+    engine = FakeEngine(model_config=replace(read_model_config(folder), vocab_size=END))
     (answer,) = open_desk(engine, Tokenizer(str(folder))).prepare([[97]], SamplingParams())  # type: ignore[arg-type]
     assert answer.requests[0].eos_token_ids == (PAD,)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from penstock.actors.commands.workloads import Request, make_workload
+from penstock.configs.engine import EngineConfig
 from penstock.scheduler.config import SchedulerConfig
 from penstock.scheduler.cost import TYPICAL, StepCost
 from penstock.scheduler.messages import NewRequest
@@ -169,6 +170,7 @@ def main() -> None:
     if unknown := set(given.stages) - set(PARTITIONS):
         parser.error(f"partitions are there for {list(PARTITIONS)} stages, not for {unknown}")
     for stages in given.stages:
+        least = EngineConfig(device="cuda", pipeline_parallel_size=stages).least_prefill_tokens
         config = SchedulerConfig(
             num_stages=stages,
             num_blocks=90000,
@@ -177,7 +179,7 @@ def main() -> None:
             max_unretired_plans=stages + given.extra_plans,
             policy="fill" if stages == 1 else "token_throttling",
             throttle_steps=given.throttle_steps,
-            min_prefill_tokens=given.min_prefill_tokens or min(128, 256 // stages),
+            min_prefill_tokens=given.min_prefill_tokens or least,
             max_decode_slowdown=given.max_decode_slowdown,
         )
         for name in given.runs:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from penstock.model.gpu.clock import timing_event
 from penstock.model.gpu.driver import compiled
 from penstock.model.gpu.fused import rms_norm, silu_mul
-from penstock.model.gpu.products import Tiles, possible_tiles, product, source, tiles_for
+from penstock.model.gpu.products import Tiles, padded_rows, possible_tiles, product, source, tiles_for
 
 SHAPES = {  # rows of the weight, inputs, gated, added to the residual
     "qkv": (6144, 4096, False, False),
@@ -37,20 +37,16 @@ MOST_PROGRAMS = 280  # more than two to each multiprocessor
 Layer = list[Tensor]  # the weights in SHAPES' order
 
 
-def padded(rows: int) -> int:
-    return 64 if rows <= 64 else 128
-
-
 def candidates(name: str, rows: int) -> list[Tiles]:
     weight_rows, inputs, gated, _ = SHAPES[name]
-    found = possible_tiles(padded(rows), weight_rows, inputs, gated)
+    found = possible_tiles(padded_rows(rows), weight_rows, inputs, gated)
     return [tiles for _, tiles in found if 90 <= weight_rows / tiles.width * tiles.split <= MOST_PROGRAMS]
 
 
 def compile_all(rows_asked: list[int]) -> None:
     """Each kernel once."""
     jobs = {
-        source(padded(rows), tiles, gated, added)
+        source(padded_rows(rows), tiles, gated, added)
         for rows in rows_asked
         for name, (_, _, gated, added) in SHAPES.items()
         for tiles in candidates(name, rows)
@@ -113,7 +109,7 @@ def tune(layers: list[Layer], rows: int, out_file: Path) -> None:
         with out_file.open("a") as file:
             tuned = [(us, *astuple(tiles)) for us, tiles in found]
             file.write(json.dumps({"name": name, "rows": rows, "us_width_split_stages": tuned}) + "\n")
-        chosen = astuple(tiles_for(padded(rows), weight_rows, inputs, gated))
+        chosen = astuple(tiles_for(padded_rows(rows), weight_rows, inputs, gated))
         best = ", ".join(f"{us:.1f} {astuple(tiles)}" for us, tiles in found[:5])
         print(f"  {name}, floor {weights[0].nbytes / BYTES_PER_S * 1e6:.1f} us, chosen {chosen}: {best}", flush=True)
 
