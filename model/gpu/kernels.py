@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..kernels import DenseLinear, Kernels
 from .attention import make_attention
 from .fused import rms_norm, silu_mul
-from .products import MAX_ROWS, product, serves
+from .products import most_rows, product, serves
 
 
 class AddingLinear(DenseLinear):
@@ -22,7 +22,7 @@ class AddingLinear(DenseLinear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
-        self._max_rows = MAX_ROWS if bias is None and serves(weight) else 0
+        self._max_rows = most_rows(*weight.shape, gated=False) if bias is None and serves(weight) else 0
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if len(x) <= self._max_rows:
@@ -37,7 +37,7 @@ class FusedGated:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
-        self._max_rows = MAX_ROWS if bias is None and serves(weight) else 0
+        self._max_rows = most_rows(*weight.shape, gated=True) if bias is None and serves(weight) else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) <= self._max_rows:

@@ -2,7 +2,8 @@
 //
 // A program (CTA) makes BN outputs of all rows; SPLIT of them, a cluster, share the inputs, so that about as many
 // programs read as the device has multiprocessors, each the same number of bytes. One thread brings tiles of 64 inputs
-// by bulk copies (TMA) into a ring of STAGES places; one warpgroup for each 64 rows multiplies them (wgmma). What the
+// by bulk copies (TMA) into a ring of STAGES places; one warpgroup for each 64 outputs multiplies them (wgmma), the
+// weight's rows on the instruction's side that is always 64, so that the other is as long as there are rows. What the
 // programs of a cluster have summed they read from one another, in order of their rank.
 //
 // The first tiles of the weight are asked for while the kernel before still runs; x and the residual are not touched
@@ -10,8 +11,9 @@
 //
 // Instructions after NVIDIA's PTX ISA, "Asynchronous Warpgroup Level Matrix" and "cp.async.bulk.tensor".
 //
-// Macros: ROWS (64 or 128), BN, SPLIT, STAGES; GATED: the outputs are silu(gate) * up of a weight that holds the gate's
-// rows, then up's; ADD: to the residual, which lies where the outputs go. MULTIPLY(d, a, b) is wgmma of BN columns.
+// Macros: ROWS (a multiple of 32, to 256), BN, SPLIT, STAGES; GATED: the outputs are silu(gate) * up of a weight that
+// holds the gate's rows, then up's; ADD: to the residual, which lies where the outputs go. MULTIPLY(d, a, b) is wgmma
+// of ROWS / CALLS columns.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -22,17 +24,19 @@ struct alignas(64) TensorMap {
 };
 
 constexpr int BK = 64;  // inputs of a tile: 128 bytes, what the copies' swizzle spans
-constexpr int CONSUMERS = 2 * ROWS;
-constexpr int THREADS = CONSUMERS + 32;
+constexpr int CONSUMERS = (BN + 63) / 64 * 128;
+constexpr bool MOVES_REGISTERS = CALLS > 1;  // a thread of four warpgroups has 128, too few for the sums of so many rows
+constexpr int THREADS = CONSUMERS + (MOVES_REGISTERS ? 128 : 32);  // one of the last asks for copies
 constexpr u32 X_TILE = ROWS * BK * 2;
 constexpr u32 W_TILE = BN * BK * 2;
-constexpr int OUT_N = GATED ? BN / 2 : BN;  // outputs of a cluster
-constexpr int SHARE = OUT_N / SPLIT;        // outputs that a program finishes
-constexpr int PITCH = BN + 8;               // floats; rows of sums begin in different banks
-constexpr int LANES = 8;                    // threads that finish a row together, each four outputs at a time
-constexpr int PASSES = ROWS * LANES / CONSUMERS, FOURS = (SHARE + 4 * LANES - 1) / (4 * LANES);
+constexpr int OUT_N = GATED ? BN / 2 : BN;         // outputs of a cluster
+constexpr int SHARE = OUT_N / SPLIT;               // outputs that a program finishes
+constexpr int FOURS = SHARE / 4;                   // of a row
+constexpr int PASSES = (ROWS * FOURS + CONSUMERS - 1) / CONSUMERS;
+constexpr int TOGETHER = 4;                        // of which a thread reads the sums at once
+constexpr int PITCH = (BN + 31) / 32 * 32 + 4;     // floats; what a warp stores at once lies in different banks
 
-static_assert(SHARE % 4 == 0 && OUT_N % 8 == 0 && BN <= 256, "tiles");
+static_assert(SHARE % 4 == 0 && OUT_N % 8 == 0 && BN <= 256 && ROWS % 32 == 0 && ROWS <= 256, "tiles");
 static_assert(ROWS * PITCH * 4 <= STAGES * (W_TILE + X_TILE), "the ring holds the sums afterwards");
 
 __device__ __forceinline__ u32 shared_address(const void *pointer) {
@@ -80,8 +84,8 @@ __device__ __forceinline__ u64 descriptor(u32 address) {
     return ((u64)1 << 62) | ((u64)64 << 32) | ((u64)1 << 16) | (u64)((address & 0x3FFFF) >> 4);
 }
 
-__device__ __forceinline__ void store_two(u32 to, float a, float b) {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(a), "f"(b) : "memory");
+__device__ __forceinline__ void store_one(u32 to, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
 }
 
 __device__ __forceinline__ float rounded(float value) {
@@ -155,36 +159,49 @@ __device__ __forceinline__ void bring_tiles(const TensorMap *weight_map, const T
     }
 }
 
-// d, of this warpgroup's 64 rows: two columns of each eight in one of eight rows, and the same eight rows below.
-__device__ __forceinline__ void multiply_tiles(float (&d)[BN / 2], u32 ring, u32 full, u32 empty, int count) {
-    const u32 own_rows = W_TILE + threadIdx.x / 128 * 64 * BK * 2;
-    for (int i = 0; i < count; i++) {
-        const u32 place = i % STAGES, at = ring + place * (W_TILE + X_TILE);
-        barrier_wait(full + 8 * place, (i / STAGES) & 1);
-        const u64 x = descriptor(at + own_rows), w = descriptor(at);
-        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#pragma unroll
-        for (int k = 0; k < BK / 16; k++) MULTIPLY(d, x + 2 * k, w + 2 * k);
-        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-        asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");  // the tile before has been read
-        if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((i - 1) % STAGES));
-    }
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#pragma unroll
-    for (int i = 0; i < BN / 2; i++) asm volatile("" : "+f"(d[i])::"memory");
-}
+// Sums of this warpgroup's 64 outputs, those behind BN meaningless: a thread has one output of each eight, and the one
+// eight on, for two of each eight rows.
+struct Sums {
+    float of[CALLS][ROWS / 2 / CALLS];
 
-__device__ __forceinline__ void store_sums(const float (&d)[BN / 2], u32 sums) {
-    const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-    const u32 to = sums + (row * PITCH + threadIdx.x % 4 * 2) * 4;
+    __device__ __forceinline__ void multiply_tiles(u32 ring, u32 full, u32 empty, int count) {
+        const u32 own = threadIdx.x / 128 * 64 * BK * 2;
+        for (int i = 0; i < count; i++) {
+            const u32 place = i % STAGES, at = ring + place * (W_TILE + X_TILE);
+            barrier_wait(full + 8 * place, (i / STAGES) & 1);
+            const u64 w = descriptor(at + own), x = descriptor(at + W_TILE);
+            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int i = 0; i < BN / 8; i++) {
-        store_two(to + i * 32, d[4 * i], d[4 * i + 1]);
-        store_two(to + i * 32 + 8 * PITCH * 4, d[4 * i + 2], d[4 * i + 3]);
+            for (int k = 0; k < BK / 16; k++)
+#pragma unroll
+                for (int call = 0; call < CALLS; call++)
+                    MULTIPLY(of[call], w + 2 * k, x + 2 * k + call * (X_TILE / CALLS / 16));
+            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");  // the tile before has been read
+            if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((i - 1) % STAGES));
+        }
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+        for (int call = 0; call < CALLS; call++)
+#pragma unroll
+            for (int i = 0; i < ROWS / 2 / CALLS; i++) asm volatile("" : "+f"(of[call][i])::"memory");
     }
-}
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+    __device__ __forceinline__ void store(u32 sums, int rows) const {
+        const int output = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, row = threadIdx.x % 4 * 2;
+        const u32 to = sums + (row * PITCH + output) * 4;
+#pragma unroll
+        for (int i = 0; i < ROWS / 8; i++) {
+            if (i * 8 >= rows) break;
+            const float *four = &of[i / (ROWS / 8 / CALLS)][i % (ROWS / 8 / CALLS) * 4];
+            const u32 at = to + i * 8 * PITCH * 4;
+            if (output < BN) store_one(at, four[0]), store_one(at + PITCH * 4, four[1]);
+            if (output + 8 < BN) store_one(at + 32, four[2]), store_one(at + PITCH * 4 + 32, four[3]);
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     product(const __grid_constant__ TensorMap weight_map, const __grid_constant__ TensorMap x_map, bf16 *out, int rows,
             int outputs, int inputs, int x_rows) {
     extern __shared__ unsigned char memory[];
@@ -206,57 +223,64 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     asm volatile("griddepcontrol.launch_dependents;");
 
     if (thread >= CONSUMERS) {
+        if (MOVES_REGISTERS) asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         if (thread == CONSUMERS)
             bring_tiles(&weight_map, &x_map, ring, full, empty, first, outputs, from * BK, count, x_rows);
         __syncwarp();
         if (SPLIT > 1) cluster_sync(), cluster_sync();
         return;
     }
+    if (MOVES_REGISTERS) asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
 
     wait_for_kernel_before();
-    const int begin = first + rank * SHARE, lane = thread % LANES;
-    uint2 residual[PASSES][FOURS];
-    if (ADD) {  // asked for now, so that nothing waits for it at the end
+    const int begin = first + rank * SHARE, num_fours = rows * FOURS;
+    auto place_of = [&](int pass) {  // four outputs of a row that this thread finishes, or none
+        const int i = pass * CONSUMERS + thread, row = i / FOURS, column = i % FOURS * 4;
+        const bool some = i < num_fours && begin + column < outputs;
+        return some ? (uint2 *)(out + (u64)row * outputs + begin + column) : nullptr;
+    };
+    uint2 residual[PASSES];
+    auto ask_for_residual = [&] {
 #pragma unroll
-        for (int pass = 0; pass < PASSES; pass++) {
-            const int row = pass * (CONSUMERS / LANES) + thread / LANES;
-#pragma unroll
-            for (int four = 0; four < FOURS; four++) {
-                const int column = 4 * (four * LANES + lane);
-                const bool inside = row < rows && column < SHARE && begin + column < outputs;
-                residual[pass][four] = inside ? *(const uint2 *)(out + (u64)row * outputs + begin + column) : uint2{0, 0};
-            }
-        }
-    }
+        for (int pass = 0; pass < PASSES; pass++)
+            if (const uint2 *place = place_of(pass)) residual[pass] = *place;
+    };
 
-    float d[BN / 2];
-#pragma unroll
-    for (int i = 0; i < BN / 2; i++) d[i] = 0.f;
-    multiply_tiles(d, ring, full, empty, count);
+    Sums sums = {};
+    if (ADD && ROWS <= 128) ask_for_residual();  // now, so that nothing waits for it; of more rows it finds no registers
+    sums.multiply_tiles(ring, full, empty, count);
     consumers_sync();  // everybody has multiplied: the ring is free
-    store_sums(d, ring);
+    sums.store(ring, rows);
+    if (ADD && ROWS > 128) ask_for_residual();
     if (SPLIT > 1) cluster_sync();
     else consumers_sync();
 
 #pragma unroll
-    for (int pass = 0; pass < PASSES; pass++) {
-        const int row = pass * (CONSUMERS / LANES) + thread / LANES;
+    for (int pass = 0; pass < PASSES; pass += TOGETHER) {
+        if (pass * CONSUMERS >= num_fours) break;
+        float4 values[TOGETHER], ups[TOGETHER];
 #pragma unroll
-        for (int four = 0; four < FOURS; four++) {
-            const int column = 4 * (four * LANES + lane);
-            if (row >= rows || column >= SHARE || begin + column >= outputs) continue;
-            const u32 sums = ring + (row * PITCH + rank * SHARE + column) * 4;
-            float4 value = sum_of_cluster(sums);
+        for (int each = 0; each < TOGETHER; each++) {  // though some threads finish none, so that loads overlap
+            if ((pass + each) * CONSUMERS >= num_fours) break;
+            const int i = min((pass + each) * CONSUMERS + thread, ROWS * FOURS - 1);
+            const u32 at = ring + (i / FOURS * PITCH + rank * SHARE + i % FOURS * 4) * 4;
+            values[each] = sum_of_cluster(at);
+            if (GATED) ups[each] = sum_of_cluster(at + OUT_N * 4);
+        }
+#pragma unroll
+        for (int each = 0; each < TOGETHER; each++) {
+            uint2 *place = pass + each < PASSES ? place_of(pass + each) : nullptr;
+            if (!place) continue;
+            float4 value = values[each];
             if (GATED) {
-                const float4 up = sum_of_cluster(sums + OUT_N * 4);
+                const float4 up = ups[each];
                 value = make_float4(gated(value.x, up.x), gated(value.y, up.y), gated(value.z, up.z), gated(value.w, up.w));
             }
             if (ADD) {
-                const float4 more = unpacked(residual[pass][four]);
+                const float4 more = unpacked(residual[(pass + each) % PASSES]);
                 value = make_float4(value.x + more.x, value.y + more.y, value.z + more.z, value.w + more.w);
             }
-            *(uint2 *)(out + (u64)row * outputs + begin + column) =
-                make_uint2(packed(value.x, value.y), packed(value.z, value.w));
+            *place = make_uint2(packed(value.x, value.y), packed(value.z, value.w));
         }
     }
     if (SPLIT > 1) cluster_sync();  // nobody leaves while its sums are read

@@ -28,7 +28,7 @@ def hopper() -> None:
         pytest.skip("for Hopper, with a compiler")
 
 
-@pytest.mark.parametrize("rows", [1, 7, 16, 33, 64, 65, 127, MAX_ROWS])
+@pytest.mark.parametrize("rows", [1, 7, 16, 33, 64, 65, 127, 128, 129, 160, 200, 255, MAX_ROWS])
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 def test_products_are_those_of_float32(rows: int, outputs: int, inputs: int) -> None:
     x, weight, residual = some(rows, inputs), some(outputs, inputs) / inputs**0.5, some(rows, outputs)
@@ -40,7 +40,7 @@ def test_products_are_those_of_float32(rows: int, outputs: int, inputs: int) -> 
     assert error(added, before + exact) < 0.003
 
 
-@pytest.mark.parametrize("rows", [1, 64, MAX_ROWS])
+@pytest.mark.parametrize("rows", [1, 64, 128, 150, 224, MAX_ROWS])
 @pytest.mark.parametrize(("outputs", "inputs"), [(12288, 4096), (208, 1000), (24, 64)])
 def test_a_gate_is_applied_behind_its_product(rows: int, outputs: int, inputs: int) -> None:
     x, weight = some(rows, inputs), some(2 * outputs, inputs) / inputs**0.5
@@ -48,7 +48,7 @@ def test_a_gate_is_applied_behind_its_product(rows: int, outputs: int, inputs: i
     assert error(product(x, weight, gated=True), F.silu(gate) * up) < 0.01
 
 
-@pytest.mark.parametrize("counts", [(3, 16, 40, 64), (70, 100, 128)])
+@pytest.mark.parametrize("counts", [(3, 16, 40, 64), (70, 100, 128), (130, 150, 160), (230, 256)])
 def test_a_rows_sum_does_not_depend_on_the_others(counts: tuple[int, ...]) -> None:
     x, weight = some(MAX_ROWS, 4096), some(6144, 4096) / 64
     alone = [product(x[:count], weight)[:3] for count in counts]
