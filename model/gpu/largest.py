@@ -37,7 +37,7 @@ def _largest(  # type: ignore[no-untyped-def]
     most = tl.max(value, 0)
     where = tl.min(tl.where(value == most, place, 2147483647), 0)
     if CUTS == 1:
-        tl.store(out + row, where.to(tl.int64))
+        tl.store(out + row, tl.where(where < size, where, 0).to(tl.int64))
     else:
         tl.store(best + row * CUTS + cut, most)
         tl.store(places + row * CUTS + cut, where)
@@ -47,12 +47,13 @@ def _largest(  # type: ignore[no-untyped-def]
             values = tl.load(best + others, cache_modifier=".cg")
             most = tl.max(values, 0)
             candidates = tl.where(values == most, tl.load(places + others, cache_modifier=".cg"), 2147483647)
-            tl.store(out + row, tl.min(candidates, 0).to(tl.int64))
+            where = tl.min(candidates, 0)
+            tl.store(out + row, tl.where(where < size, where, 0).to(tl.int64))
             tl.store(arrived + row, 0)
 
 
 class Largest:
-    """argmax over rows; the lowest id of equals. Rows hold no NaN."""
+    """argmax over rows; the lowest id of equals. A row that holds NaN, as where float16 overflows, has some id too."""
 
     def __init__(self, device: torch.device) -> None:
         processors = torch.cuda.get_device_properties(device).multi_processor_count

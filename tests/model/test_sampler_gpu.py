@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -94,3 +96,12 @@ def test_the_largest_of_a_row_is_the_first_of_equals(rows: int, size: int, dtype
     assert torch.equal(expected, first)
     for _ in range(2):  # the second finds what the first has left behind
         assert torch.equal(largest(logits).cpu(), first)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 600])
+def test_a_row_of_nan_gives_an_id_all_the_same(rows: int) -> None:
+    """The next step embeds it: an id outside the vocabulary would end the engine."""
+    logits = torch.full((rows, 5003), math.nan, device="cuda")
+    logits[0, 7] = 1.0
+    largest = largest_of(torch.device("cuda"))
+    assert largest(logits).tolist() == [7] + [0] * (rows - 1)
