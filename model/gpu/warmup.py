@@ -138,6 +138,8 @@ def _prompts(limits: StepLimits, device: torch.device) -> Batch:
 def _sample_all(module: StageModule, sampler: Sampler, hidden: Tensor, rows: int) -> None:
     """The dearest sampling: every row is masked, draws from its nucleus and is scored."""
     logits = module.logits(hidden[:rows])
+    for power in range(rows.bit_length()):  # fewer rows are cut finer: a kernel for each way
+        sampler.largest(logits[: 1 << power])
     sampler.grammars.warm(logits)
     device, every = logits.device, torch.arange(rows)
     columns = torch.ones(4, rows, 1)
