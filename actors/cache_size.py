@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig
@@ -36,15 +37,26 @@ def num_kv_blocks(config: EngineConfig, model_config: ModelConfig) -> int:
     one sequence of `max_model_len` doesn't fit.
     """
     longest = max_model_len(config, model_config)
-    if config.device == "cuda" and config.num_kv_blocks is None and config.kv_cache_memory_bytes is None:
+    if _are_measured(config):
         return 0
     blocks = config.num_kv_blocks or _blocks_in_memory(config, model_config, longest)
-    warn_if_short(config, blocks, longest)
+    _warn_if_short(config, blocks, longest)
     return blocks
 
 
-def warn_if_short(config: EngineConfig, blocks: int, longest: int) -> None:
-    """Says when the cache doesn't hold one sequence of the greatest length."""
+def agreed_kv_blocks(config: EngineConfig, model_config: ModelConfig, of_ranks: Iterable[int]) -> int:
+    """Blocks that every rank has. Of those that the workers measured warns as `num_kv_blocks` does of others."""
+    blocks = min(of_ranks)
+    if _are_measured(config):
+        _warn_if_short(config, blocks, max_model_len(config, model_config))
+    return blocks
+
+
+def _are_measured(config: EngineConfig) -> bool:
+    return config.device == "cuda" and config.num_kv_blocks is None and config.kv_cache_memory_bytes is None
+
+
+def _warn_if_short(config: EngineConfig, blocks: int, longest: int) -> None:
     if blocks * config.block_size < longest:
         log.warning(
             "the KV cache holds %d tokens (%d blocks of %d), less than max_model_len %d: longer requests are refused",

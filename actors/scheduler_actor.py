@@ -33,6 +33,7 @@ from .engine_spec import (
     ClientOffer,
     EngineInfo,
     EngineSpec,
+    StageFigures,
     StoreAddress,
     Surroundings,
     WorkerOffer,
@@ -87,7 +88,7 @@ class _SchedulerActor:
                 self._crew.close()
             self._sockets.close()
             raise
-        num_blocks = min(stage.num_blocks for stage in stages)
+        num_blocks = self._agreed_blocks(stages)
         gc.freeze()  # a full collection of what was imported takes 50 ms and more, and no stage gets a plan (LOG.md)
         self._serve(ports, num_blocks, slowest_step_cost(stages))
         pids = {offer.name.pid: offer.name.node for offer in offers} | {os.getpid(): self._sockets.peer.node}
@@ -158,6 +159,11 @@ class _SchedulerActor:
         from .cache_size import num_kv_blocks  # loads torch, while the workers come up
 
         return num_kv_blocks(self._spec.config, self._spec.model_config)
+
+    def _agreed_blocks(self, stages: list[StageFigures]) -> int:
+        from .cache_size import agreed_kv_blocks
+
+        return agreed_kv_blocks(self._spec.config, self._spec.model_config, [stage.num_blocks for stage in stages])
 
     def _surroundings(self, offers: list[WorkerOffer], num_blocks: int) -> list[Surroundings]:
         """The links' store and each worker's address; everything stays on the loopback device on one node."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from penstock.actors.cache_size import DEFAULT_BYTES, bytes_per_block, num_kv_blocks
+from penstock.actors.cache_size import DEFAULT_BYTES, agreed_kv_blocks, bytes_per_block, num_kv_blocks
 from penstock.configs.engine import EngineConfig
 from penstock.configs.model_config import ModelConfig, read_model_config
 from penstock.errors import ConfigError
@@ -47,6 +47,19 @@ def test_a_cache_below_max_model_len_warns(model: ModelConfig, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         num_kv_blocks(config(num_kv_blocks=3), model)
     assert "holds 48 tokens (3 blocks of 16), less than max_model_len 512" in caplog.text
+
+
+def test_a_cache_that_gpus_measured_below_max_model_len_warns(
+    model: ModelConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_gpus = config(device="cuda")
+    with caplog.at_level(logging.WARNING):
+        assert num_kv_blocks(on_gpus, model) == 0
+        assert agreed_kv_blocks(on_gpus, model, [40, 32]) == 32
+        assert agreed_kv_blocks(config(num_kv_blocks=3), model, [3, 3]) == 3
+        assert not caplog.records
+        assert agreed_kv_blocks(on_gpus, model, [40, 31]) == 31
+    assert "holds 496 tokens (31 blocks of 16), less than max_model_len 512" in caplog.text
 
 
 def test_a_cache_without_a_block_is_refused(model: ModelConfig) -> None:
