@@ -25,7 +25,7 @@ from ...errors import RequestError
 from ...scheduler.timeline import StageTotals
 from ..async_engine import AsyncEngine
 from ..llm import LLM, connect
-from ..outputs import RequestOutput
+from ..outputs import RequestMetrics, RequestOutput
 from ..prompts import Prompt
 from ..stage_table import stage_table
 from .bound import bound_of
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
         print(stage_table(llm.handle.stages, llm.handle.model_config.num_hidden_layers), flush=True)
         _warm(llm, requests)
         at_once = len(requests) if rate else parsed.at_once or len(requests)
-        figures = measure(llm, lambda: _answers(llm, requests, at_once) if rate is None else _arriving(llm, requests))
+        figures = measure(llm, lambda: _answers(llm, requests, at_once) if rate is None else arriving(llm, requests))
         figures.bound_tokens_per_s = bound_of(llm.handle, requests, at_once)
     figures.workload, figures.ready_s, figures.num_at_once = parsed.workload, ready_s, at_once
     figures.requests_per_s = rate
@@ -147,13 +147,16 @@ def _answers(llm: LLM, requests: Sequence[Request], at_once: int) -> list[Reques
     return _told([output for _, output in llm.complete(asked, at_once)])
 
 
-def _arriving(llm: LLM, requests: Sequence[Request]) -> list[RequestOutput]:
+def arriving(llm: LLM, requests: Sequence[Request]) -> list[RequestOutput]:
     """The answers to requests that come at their own times."""
 
     async def answer(engine: AsyncEngine, request: Request) -> RequestOutput:
         await asyncio.sleep(request.arrival_s)
-        async for output in engine.generate(request.prompt_token_ids, _params(request.max_tokens)):
-            last = output
+        try:
+            async for output in engine.generate(request.prompt_token_ids, _params(request.max_tokens)):
+                last = output
+        except RequestError as error:
+            return _refused(request, getattr(error, "reason", str(error)))
         return last
 
     async def answer_all() -> list[RequestOutput]:
@@ -164,6 +167,12 @@ def _arriving(llm: LLM, requests: Sequence[Request]) -> list[RequestOutput]:
             engine.close()
 
     return _told(asyncio.run(answer_all()))
+
+
+def _refused(request: Request, reason: str) -> RequestOutput:
+    """What `complete` answers to a request that can't be served."""
+    metrics = RequestMetrics(time.monotonic())
+    return RequestOutput("", None, request.prompt_token_ids, None, [], finished=True, metrics=metrics, error=reason)
 
 
 def _told(outputs: list[RequestOutput]) -> list[RequestOutput]:

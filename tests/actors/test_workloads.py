@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock.actors.commands.bench import run, warming
-from penstock.actors.commands.workloads import make_workload
+from penstock.actors import llm as llm_module
+from penstock.actors.commands.bench import arriving, run, warming
+from penstock.actors.commands.workloads import Request, make_workload
+from penstock.actors.llm import LLM
 from penstock.cli import main
 from penstock.errors import ConfigError
 
@@ -42,6 +44,18 @@ def test_what_warms_leaves_nothing_in_the_cache_for_what_is_measured() -> None:
     assert [len(each.prompt_token_ids) for each in warm] == [len(each.prompt_token_ids) for each in requests]
     begun = {tuple(each.prompt_token_ids[:16]) for each in requests}
     assert begun.isdisjoint(tuple(each.prompt_token_ids[:16]) for each in warm)
+
+
+def test_a_request_that_is_refused_at_its_time_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = started(monkeypatch)
+    monkeypatch.setattr(llm_module, "find_engine", lambda name, address: engine)
+    with LLM("demo") as llm:
+        outputs = arriving(llm, [Request(0.01 * (length % 3), [70] * length, 9) for length in (4, 600, 5)])
+    assert [output.num_generated_tokens for output in outputs] == [5, 0, 6]
+    assert [output.error is None for output in outputs] == [True, False, True]
+    assert "1 of 3 requests failed: has 600 tokens" in capsys.readouterr().err
 
 
 def test_bench_says_how_it_is_used() -> None:
