@@ -54,11 +54,14 @@ class TorchAttention:
     def _decodes(self, q: Tensor, cache: LayerCache, batch: Batch, rows: Tensor | None) -> Tensor:
         """The rows (None: all) with one query each; q [S, heads, head_dim]."""
         table = batch.block_table if rows is None else batch.block_table[rows]
-        k = cache.keys[table].flatten(1, 2).transpose(1, 2)  # [S, kv heads, W * block_size, head_dim]
-        v = cache.values[table].flatten(1, 2).transpose(1, 2)
+        k = cache.keys[table].flatten(1, 2)  # [S, W * block_size, kv heads, head_dim]
+        v = cache.values[table].flatten(1, 2)
         seq_lens = batch.seq_lens if rows is None else batch.seq_lens[rows]
-        mask = self._decode_mask(batch, seq_lens, k.shape[2])
-        out = self._sdpa(q.unsqueeze(2), k, v, mask)
+        mask = self._decode_mask(batch, seq_lens, k.shape[1])
+        others = ~mask[:, 0, 0, :, None, None]
+        for gathered in (k, v):  # a weight of 0 doesn't keep out another sequence's NaN
+            gathered.masked_fill_(others, 0)
+        out = self._sdpa(q.unsqueeze(2), k.transpose(1, 2), v.transpose(1, 2), mask)
         return out.flatten(1)
 
     def _decode_mask(self, batch: Batch, seq_lens: Tensor, width: int) -> Tensor:

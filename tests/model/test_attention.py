@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,6 +138,23 @@ def test_large_scores_and_decodes_alone_are_the_formula_too(backend: str) -> Non
     problem = make_problem(spec, torch.float32, [(31, 1), (0, 1), (64, 1), (15, 1)], 16, scale=60.0)
     answer = problem.solve(make_backend(backend, spec, torch.float32), rope)
     torch.testing.assert_close(answer, by_the_formula(problem, rope), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [ROWS, [(31, 1), (0, 1), (64, 1), (15, 1)]], ids=["mixed", "decodes"])
+def test_nan_in_the_cache_stays_with_its_sequence(backend: str, rows: list[tuple[int, int]]) -> None:
+    """Rows shorter than the longest have blocks of nobody knows whom behind their own."""
+    spec, rope = AttentionSpec(4, 2, 16), RopeConfig(theta=1e4, rotary_dim=16)
+    problem = make_problem(spec, torch.float32, rows, 16)
+    table, longest = problem.batch.block_table, int(problem.batch.seq_lens.argmax())
+    expected = problem.solve(make_backend(backend, spec, torch.float32), rope)
+    for memory in (problem.cache.keys, problem.cache.values):
+        memory[table[longest].long()] = math.nan
+    for row, length in enumerate(problem.batch.seq_lens.tolist()):
+        table[row, -(-length // 16) :] = table[longest, 0]
+    answer = problem.solve(make_backend(backend, spec, torch.float32), rope)
+    own = torch.from_numpy(np.repeat(np.arange(len(rows)), [count for _, count in rows]) != longest)
+    assert torch.equal(answer[own], expected[own])
 
 
 @NATIVE
