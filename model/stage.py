@@ -128,7 +128,7 @@ def check_device(config: EngineConfig, model_config: ModelConfig) -> None:
     if config.device == "cuda":
         from .gpu.device import check_cuda
 
-        check_cuda(stage_dtype(config, model_config))
+        check_cuda(stage_dtype(config, model_config), config.block_size)
 
 
 def make_device(config: EngineConfig, timeline: Timeline, name: str) -> tuple[Device, torch.device]:

@@ -26,7 +26,6 @@ from .fused import rotate_and_store
 log = logging.getLogger(__name__)
 
 _MODULES = ("vllm.vllm_flash_attn", "vllm_flash_attn")
-_BLOCK_MULTIPLE = 16  # tokens; what the paged kernels take
 _MAX_HEAD_DIM = 256
 
 
@@ -95,8 +94,3 @@ def make_attention(dtype: torch.dtype, spec: AttentionSpec) -> Attention:
     if kernel is None or spec.head_dim > _MAX_HEAD_DIM or spec.head_dim % 8:
         return TorchAttention(spec)
     return FlashAttention(spec, kernel)
-
-
-def serves_block_size(block_size: int) -> bool:
-    """Whether the paged kernels take blocks of so many tokens."""
-    return block_size % _BLOCK_MULTIPLE == 0

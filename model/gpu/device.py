@@ -30,6 +30,7 @@ from .clock import DeviceClock, is_over, timing_event
 
 _OWN_PRIORITY = -1  # of the lanes that move data: their small kernels go first
 _MIN_WAIT_NS = 1000
+_BLOCK_MULTIPLE = 16  # tokens
 
 
 class CudaEvent:
@@ -162,8 +163,13 @@ class CudaDevice:
                 at_ns = until_ns
 
 
-def check_cuda(dtype: torch.dtype) -> None:
-    """Raises ConfigError where torch finds no GPU that it can use, with torch's own reason, or one without the type."""
+def check_cuda(dtype: torch.dtype, block_size: int) -> None:
+    """Raises ConfigError where torch finds no GPU that it can use, with torch's own reason, or one without the type.
+
+    Likewise for a block size that the paged kernels don't take: before weights are loaded.
+    """
+    if block_size % _BLOCK_MULTIPLE:
+        raise ConfigError(f"block_size is {block_size}; on a GPU it must be a multiple of {_BLOCK_MULTIPLE}")
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (AssertionError, RuntimeError) as error:  # built without CUDA; no GPU, or its driver is too old

@@ -26,7 +26,6 @@ from ..launch import Launcher
 from ..limits import StepLimits
 from ..logprobs import Span
 from ..sampler import Sampler, SamplingStep, ScoreStep
-from .attention import serves_block_size
 from .buckets import Buckets
 from .eager import EagerLauncher
 from .graphs import GraphLauncher
@@ -45,10 +44,8 @@ def blocks_in_memory(
 ) -> int:
     """Runs the largest step; how many blocks of cache fit on this rank.
 
-    Raises ConfigError for a block size that the kernels don't take, and when no block fits.
+    Raises ConfigError when no block fits.
     """
-    if not serves_block_size(limits.block_size):
-        raise ConfigError(f"block_size is {limits.block_size}; on a GPU it must be a multiple of 16")
     device = module.rotary.device
     torch.cuda.reset_peak_memory_stats(device)
     cache_bytes = _run_largest_step(module, sampler, limits, make_cache)

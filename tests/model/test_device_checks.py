@@ -42,19 +42,28 @@ def test_why_torch_can_use_no_gpu_is_said_in_one_line(
 ) -> None:
     pretend(monkeypatch, error)
     with pytest.raises(ConfigError) as caught:
-        check_cuda(torch.float32)
+        check_cuda(torch.float32, 16)
     assert str(caught.value) == f"device is 'cuda', but torch finds no usable GPU: {reason}"
 
 
 def test_a_card_without_bf16_is_named_and_serves_other_types(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, has_bf16=False)
     with pytest.raises(ConfigError) as caught:
-        check_cuda(torch.bfloat16)
+        check_cuda(torch.bfloat16, 16)
     assert str(caught.value) == "dtype is 'bfloat16', but Tesla T4 doesn't compute in it: choose dtype 'float16'"
-    check_cuda(torch.float16)
-    check_cuda(torch.float32)
+    check_cuda(torch.float16, 16)
+    check_cuda(torch.float32, 16)
 
 
 def test_a_card_with_bf16_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
-    check_cuda(torch.bfloat16)
+    check_cuda(torch.bfloat16, 16)
+
+
+def test_a_block_size_that_kernels_dont_take_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch)
+    check_cuda(torch.bfloat16, 48)
+    with pytest.raises(ConfigError, match="block_size is 24; on a GPU it must be a multiple of 16"):
+        check_cuda(torch.bfloat16, 24)
