@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from itertools import takewhile
 
-_ESCAPE = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{1,6}\}|.)"
+from .regex_classes import ESCAPE, character, fitting, parts, spelled
+
 _CLASS = r"\[\^?(?:\\.|[^\]\\])*+\]?"
-_TOKEN = re.compile(f"{_ESCAPE}|{_CLASS}|.", re.DOTALL)
-_PART = re.compile(f"{_ESCAPE}|.", re.DOTALL)  # of a class
+_TOKEN = re.compile(f"{ESCAPE}|{_CLASS}|.", re.DOTALL)
 _PLAIN = re.compile(r"[\w-]")  # what stands for itself
 _READ_IN_CLASSES = set("abcdDefnrsStuvwWx")  # letters that mean something behind a backslash
 _READ = _READ_IN_CLASSES | set("BkpP")
-_CONTROLS = {rf"\{letter}" for letter in "0acefnrtv"}
 
 
 def problem_of_regex(text: str, name: str = "regex") -> str | None:
@@ -27,7 +26,7 @@ def problem_of_regex(text: str, name: str = "regex") -> str | None:
             if (token == "^" and at > 0) or (token == "$" and at < len(tokens) - 1):
                 return f"the {name} has {token!r} in the middle, where it can't be enforced"
             read = _READ_IN_CLASSES if token[0] == "[" else _READ
-            for part in _parts(token):
+            for part in parts(token):
                 if part[0] == "\\" and part[1:2].isalpha() and part[1] not in read:
                     return f"the {name} uses {part!r}, which can't be enforced"
     return None
@@ -38,12 +37,12 @@ def problem_of_pattern(text: str) -> str | None:
     if (problem := problem_of_regex(text, "json's pattern")) is not None:
         return problem
     for token in _TOKEN.findall(text):
-        if token.startswith("[^"):
-            continue  # leaves out what needs one
         forbidden = () if token[0] == "[" else ('"', "\\")  # a class leaves out these two
-        for part in _parts(token):
-            if _is_control(part) or _character(part) in forbidden:
+        for part in () if token.startswith("[^") else parts(token):  # what a class excludes may need one
+            if _is_control(part) or character(part) in forbidden:
                 return f"the json's pattern holds {part!r}, which needs an escape in JSON and can't be enforced"
+        if fitting(token) == []:
+            return f"the json's pattern holds {token!r}, of which nothing is left that needs no escape in JSON"
     return None
 
 
@@ -71,8 +70,9 @@ def _beginning(tokens: list[str]) -> str:
 
 def _opened(tokens: list[str]) -> str:
     begins, ends = tokens[:1] == ["^"], tokens[-1:] == ["$"]
-    middle = "".join(tokens[begins : len(tokens) - ends])
-    return f"{'' if begins else '.*'}{middle}{'' if ends else '.*'}"
+    middle = "".join(map(spelled, tokens[begins : len(tokens) - ends]))
+    anything = f"{spelled('[^]')}*"
+    return f"{'' if begins else anything}{middle}{'' if ends else anything}"
 
 
 def _alternatives(text: str) -> list[list[str]]:
@@ -87,17 +87,5 @@ def _alternatives(text: str) -> list[list[str]]:
     return found
 
 
-def _parts(token: str) -> list[str]:
-    """A class's members, or the token alone."""
-    return _PART.findall(token[1:]) if token[0] == "[" else [token]
-
-
-def _character(token: str) -> str:
-    """The character that a token means; a token that means another thing is returned as it is."""
-    if token[:2] in (r"\x", r"\u") and len(token) > 2:
-        return chr(min(int(token[2:].strip("{}"), 16), 0x10FFFF))
-    return token[1] if token[0] == "\\" and not token[1:2].isalnum() and len(token) > 1 else token
-
-
 def _is_control(token: str) -> bool:
-    return token in _CONTROLS or (len(character := _character(token)) == 1 and character < " ")
+    return token == r"\c" or (len(meant := character(token)) == 1 and meant < " ")

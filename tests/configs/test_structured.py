@@ -97,6 +97,7 @@ REF: dict[str, Any] = {"$ref": "#/$defs/S", "$defs": {"S": {"type": "string"}}}
         ({"type": "string", "pattern": "(^a|b)c"}, "'^' in the middle"),
         ({"type": "string", "pattern": '"'}, "needs an escape in JSON"),
         ({"type": "string", "pattern": r"^[\n]$"}, "needs an escape in JSON"),
+        ({"type": "string", "pattern": '["]'}, "needs no escape in JSON"),
     ],
 )
 def test_what_stands_where_nothing_enforces_it_is_refused_by_name(schema: dict[str, Any], words: str) -> None:

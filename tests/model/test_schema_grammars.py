@@ -93,6 +93,27 @@ def test_a_pattern_searches(pattern: str, found: list[str], missed: list[str]) -
         assert allows(f"{{{quoted}: null}}", json=named) == (text in found), text
 
 
+@pytest.mark.parametrize(
+    ("pattern", "prefix"),
+    [
+        ("é", "é"),
+        ("^é.$", "é"),
+        ("^é[^x]$", "é"),
+        (r"^é\S$", "é"),
+        (r"^[é-ñ]\W$", "é"),
+        ("^é[ -~]$", "é"),
+        (r"^é[\s\S]$", "é"),
+        ("^(a|.){1,9999}$", ""),
+        ("^[^x]$", ""),
+    ],
+)
+def test_what_a_pattern_matches_stands_in_json_as_it_is(pattern: str, prefix: str) -> None:
+    value = {"type": "string", "pattern": pattern}
+    assert allows(f'"{prefix}~"', json=value)
+    for wrong in ('"', "\\", "\t", "\n", "\x01"):
+        assert not allows(f'"{prefix}{wrong}"', json=value), wrong
+
+
 def test_a_constant_is_no_schema() -> None:
     value = {"pattern": "a"}
     assert allows('{"pattern":"a"}', json={"const": value, "default": value})
