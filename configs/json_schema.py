@@ -7,11 +7,13 @@ is taken as an `anyOf`, an object without `additionalProperties` as one that has
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from json import dumps, loads
 from urllib.parse import unquote
 
+from .json_strings import pattern_of_format, pattern_of_length
 from .regex import beginnings, problem_of_pattern, searching
 
 Node = dict[str, object]
@@ -65,7 +67,7 @@ def problem_of_schema(schema: object) -> str | None:
 
 
 def with_whole_patterns(text: str) -> str:
-    """A schema with patterns for whole texts, as grammars read them, where JSON Schema searches."""
+    """A schema with patterns for whole texts, as grammars read them, where JSON Schema searches or counts."""
     schema = loads(text)
     make_patterns_whole(schema)
     return dumps(schema, ensure_ascii=False)
@@ -74,10 +76,21 @@ def with_whole_patterns(text: str) -> str:
 def make_patterns_whole(schema: object) -> None:
     """The same in place."""
     for node in [node for node in _schemas_of(schema) if isinstance(node, dict)]:
-        if isinstance(pattern := node.get("pattern"), str):
-            node["pattern"] = searching(pattern)
+        if (pattern := _whole_pattern(node)) is not None:
+            node["pattern"] = pattern
+            for keyword in ("format", "minLength", "maxLength"):
+                node.pop(keyword, None)
         if isinstance(named := node.get("patternProperties"), dict):
             node["patternProperties"] = {searching(pattern): each for pattern, each in named.items()}
+
+
+def _whole_pattern(node: Node) -> str | None:
+    """What stands for a schema's pattern, its format or its length, of which it has one; None for a format as it is."""
+    if isinstance(pattern := node.get("pattern"), str):
+        return searching(pattern)
+    if _uses(node, "format"):
+        return pattern_of_format(str(node["format"]))
+    return pattern_of_length(node.get("minLength", 0), node.get("maxLength", sys.maxsize))
 
 
 def _schemas_of(schema: object) -> Iterator[object]:

@@ -114,6 +114,32 @@ def test_what_a_pattern_matches_stands_in_json_as_it_is(pattern: str, prefix: st
         assert not allows(f'"{prefix}{wrong}"', json=value), wrong
 
 
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "string", "minLength": 1}, '"%s"'),
+        ({"type": ["string", "null"], "maxLength": 2}, '"%s"'),
+        ({"type": "string", "minLength": 1, "maxLength": 1}, '"%s"'),
+        ({"type": "object", "propertyNames": {"maxLength": 2}}, '{"%s": 1}'),
+        ({"type": "string", "format": "json-pointer"}, '"/%s"'),
+        ({"type": "string", "format": "relative-json-pointer"}, '"0/%s"'),
+        ({"type": "string", "format": "email", "minLength": 1}, '"%s@a.b"'),
+    ],
+)
+def test_no_string_takes_in_what_needs_an_escape(schema: dict[str, Any], text: str) -> None:
+    assert allows(text % "x", json=schema)
+    for wrong in ('"', "\\", "\t", "\x01", '\\"\\q\\"'):
+        assert not allows(text % wrong, json=schema), wrong
+
+
+def test_a_length_counts_characters_and_long_ones_compile_at_once() -> None:
+    schema = {"type": "string", "minLength": 2, "maxLength": 3}
+    assert [allows(f'"{text}"', json=schema) for text in ("a", "é😀", "abc", "abcd")] == [False, True, True, False]
+    for long in ({"minLength": 2}, {"minLength": 2, "maxLength": 1 << 40}, {"minLength": 2, "maxLength": 20000}):
+        assert allows(f'"{"a" * 2000}"', json={"type": "string"} | long)
+        assert not allows('"a"', json={"type": "string"} | long)
+
+
 def test_a_constant_is_no_schema() -> None:
     value = {"pattern": "a"}
     assert allows('{"pattern":"a"}', json={"const": value, "default": value})
