@@ -23,9 +23,10 @@ _NOT_ENFORCED = {  # keywords that no grammar here can hold the text to
     *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedItems", "unevaluatedProperties"),
 }
 _LEADS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # nothing beside one of them is read
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _UNTYPED = (  # not read without a type
     *("minLength", "maxLength", "pattern", "format"),
-    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    *(*_BOUNDS, "multipleOf"),
     *("minItems", "maxItems", "patternProperties", "propertyNames", "required", "minProperties", "maxProperties"),
 )
 _SHOW_A_TYPE = {
@@ -165,11 +166,23 @@ def _problem_of_typed(node: Node, implied: str | None) -> str | None:
     loose = next((keyword for keyword in ("type", *_UNTYPED) if _uses(node, keyword)), None)
     if types == {None} and loose is not None:
         return f"the json uses {loose!r} without a type, where it can't be enforced"
-    if "multipleOf" in node and node.get("type") != "integer":
-        return "the json uses 'multipleOf', which can be enforced for the type 'integer' alone"
+    if (problem := _problem_of_multiples(node)) is not None:
+        return problem
     if "string" in types and (problem := _problem_of_string(node)) is not None:
         return problem
     return _problem_of_object(node) if "object" in types else None
+
+
+def _problem_of_multiples(node: Node) -> str | None:
+    if "multipleOf" not in node:
+        return None
+    if node.get("type") != "integer":
+        return "the json uses 'multipleOf', which can be enforced for the type 'integer' alone"
+    if not _is_of(factor := node["multipleOf"], "integer"):
+        return f"the json uses 'multipleOf' {str(factor)[:64]}; only that of a whole number can be enforced"
+    if (bound := next((keyword for keyword in _BOUNDS if keyword in node), None)) is not None:
+        return f"the json uses 'multipleOf' together with {bound!r}; only one of the two can be enforced"
+    return None
 
 
 def _problem_of_string(node: Node) -> str | None:
@@ -190,6 +203,8 @@ def _problem_of_object(node: Node) -> str | None:
                 return f"the json requires {name[:64]!r}, which isn't among its 'properties': it can't be enforced"
     if "propertyNames" in node and (named or patterns):
         return "the json uses 'propertyNames' beside named properties, where it can't be enforced"
+    if "propertyNames" in node and False in (node.get("additionalProperties"), node.get("unevaluatedProperties")):
+        return "the json uses 'propertyNames' where no property is allowed, which can't be enforced"
     names = list(named) if isinstance(named, dict) else []
     return _problem_of_patterns(list(patterns), names) if isinstance(patterns, dict) else None
 
