@@ -205,6 +205,8 @@ def _problem_of_object(node: Node) -> str | None:
         return "the json uses 'propertyNames' beside named properties, where it can't be enforced"
     if "propertyNames" in node and False in (node.get("additionalProperties"), node.get("unevaluatedProperties")):
         return "the json uses 'propertyNames' where no property is allowed, which can't be enforced"
+    if named and patterns and node.get("additionalProperties", False) is not False:
+        return "the json uses 'patternProperties' beside 'properties' and 'additionalProperties', which takes any name"
     names = list(named) if isinstance(named, dict) else []
     return _problem_of_patterns(list(patterns), names) if isinstance(patterns, dict) else None
 

@@ -89,6 +89,10 @@ REF: dict[str, Any] = {"$ref": "#/$defs/S", "$defs": {"S": {"type": "string"}}}
         ({"type": "object", "required": ["b"]}, "requires 'b'"),
         ({"type": "object", "properties": {"ab": {}}, "propertyNames": {"maxLength": 1}}, "'propertyNames'"),
         ({"type": "object", "additionalProperties": False, "propertyNames": {"maxLength": 1}}, "'propertyNames'"),
+        (
+            {"properties": {"a": {}}, "patternProperties": {"^z": {}}, "additionalProperties": True},
+            "'patternProperties' beside 'properties' and 'additionalProperties'",
+        ),
         ({"type": "integer", "multipleOf": 2, "exclusiveMinimum": 0}, "'multipleOf' together with 'exclusiveMinimum'"),
         ({"type": "integer", "multipleOf": 1.5}, "'multipleOf' 1.5"),
         ({"type": "object", "patternProperties": {"^x": {}, "y$": {}}}, "several 'patternProperties'"),
