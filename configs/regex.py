@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from itertools import takewhile
 
-from .regex_classes import ESCAPE, character, fitting, parts, spelled
+from .regex_classes import ESCAPE, character, fitting, parts, respelled, spelled
 
 _CLASS = r"\[\^?(?:\\.|[^\]\\])*+\]?"
 _TOKEN = re.compile(f"{ESCAPE}|{_CLASS}|.", re.DOTALL)
@@ -44,6 +44,11 @@ def problem_of_pattern(text: str) -> str | None:
         if fitting(token) == []:
             return f"the json's pattern holds {token!r}, of which nothing is left that needs no escape in JSON"
     return None
+
+
+def as_meant(text: str) -> str:
+    """The expression without what a grammar's compiler reads as another one."""
+    return "".join(map(respelled, _TOKEN.findall(text)))
 
 
 def searching(pattern: str) -> str:

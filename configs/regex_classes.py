@@ -1,8 +1,9 @@
-"""What a pattern's `.`, classes and named classes match, without the characters that need an escape in JSON.
+"""What a pattern's `.`, classes and named classes match, and spellings of them that xgrammar doesn't misread.
 
-A pattern of a JSON schema holds for text that stands in JSON as it is. xgrammar leaves out quotes, backslashes and
-control characters where it makes an automaton of a pattern; one with characters beyond ASCII, or a large one, becomes
-rules of the grammar, which would take them in. So every set of characters says by itself what fits.
+A pattern of a JSON schema is for text that stands in JSON without an escape. Where xgrammar makes an automaton of one,
+it leaves out quotes, backslashes and control characters; one with letters beyond ASCII, or a large one, becomes rules
+of the grammar, which would take them in. So every set of characters says by itself what fits. Other expressions have
+what xgrammar would misread spelled in another way.
 """
 
 from __future__ import annotations
@@ -49,9 +50,20 @@ def fitting(token: str) -> Ranges | None:
 
 def spelled(token: str) -> str:
     """A pattern's token in ASCII, a set of characters as the ranges that fit."""
-    if (ranges := fitting(token)) is None:
-        return token if token.isascii() or token[0] == "[" else _escaped(ord(character(token)))
-    return f"[{''.join(f'{_escaped(low)}-{_escaped(high)}' for low, high in ranges)}]"
+    if (ranges := fitting(token)) is not None:
+        return _class_of(ranges)
+    return respelled(token) if token.isascii() or token[0] == "[" else _escaped(ord(character(token)))
+
+
+def respelled(token: str) -> str:
+    """An expression's token so that xgrammar reads it as it is meant.
+
+    It takes the hexadecimal digits behind `\\xHH` for more of that, and an escaped caret at a class's beginning for one
+    that negates.
+    """
+    if token[0] == "[" and (ranges := _matched(token)):
+        return _class_of(ranges)
+    return _escaped(ord(character(token))) if token[:2] == r"\x" and len(token) > 2 else token
 
 
 def _matched(token: str) -> Ranges | None:
@@ -92,6 +104,17 @@ def _others(ranges: Ranges) -> Ranges:
             found.append((start, low - 1))
         start = max(start, high + 1)
     return found if start > _LAST else [*found, (start, _LAST)]
+
+
+def _class_of(ranges: Ranges) -> str:
+    """A class that doesn't begin with a caret."""
+    if ranges and ranges[0][0] == ord("^"):
+        (_, last), *others = ranges
+        ranges = [*([(ord("_"), last)] if last > ord("^") else []), *others]
+        if not ranges:
+            return r"\^"
+        ranges.append((ord("^"), ord("^")))
+    return f"[{''.join(f'{_escaped(low)}-{_escaped(high)}' for low, high in ranges)}]"
 
 
 def _escaped(code: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from json import dumps, loads
 
 from .json_schema import make_patterns_whole, problem_of_schema
-from .regex import problem_of_regex
+from .regex import as_meant, problem_of_regex
 
 _WITH_SCHEMA = ("json_schema", "qwen_xml_parameter")
 
@@ -23,11 +23,13 @@ def problem_of_tag(tag: object) -> str | None:
 
 
 def tag_with_whole_patterns(text: str) -> str:
-    """A tag whose schemas have patterns for whole texts, as grammars read them."""
+    """A tag whose schemas have patterns for whole texts, as grammars read them, and whose expressions are as meant."""
     tag = loads(text)
     for each in _formats_in(tag):
         if _has_schema(each):
             make_patterns_whole(each["json_schema"])
+        elif each.get("type") == "regex" and isinstance(pattern := each.get("pattern"), str):
+            each["pattern"] = as_meant(pattern)
     return dumps(tag, ensure_ascii=False)
 
 

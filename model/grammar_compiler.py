@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..configs.engine import EngineConfig
 from ..configs.json_schema import with_whole_patterns
 from ..configs.model_config import ModelConfig
+from ..configs.regex import as_meant
 from ..configs.structural_tag import tag_with_whole_patterns
 from ..configs.structured import split_spec
 from ..configs.tokenizer_files import eos_token_id
@@ -68,7 +69,7 @@ class GrammarCompiler:
             if kind == "json" or kind == "json_object":
                 return compiler.compile_json_schema(with_whole_patterns(text or _ANY_OBJECT), any_whitespace=False)
             if kind == "regex":
-                return compiler.compile_regex(text)
+                return compiler.compile_regex(as_meant(text))
             if kind == "choice":
                 return compiler.compile_grammar(f"root ::= {' | '.join(map(_quoted, loads(text)))}")
             if kind == "structural_tag":

@@ -140,6 +140,26 @@ def test_a_length_counts_characters_and_long_ones_compile_at_once() -> None:
         assert not allows('"a"', json={"type": "string"} | long)
 
 
+@pytest.mark.parametrize(
+    ("expression", "taken", "refused"),
+    [
+        (r"\x41b", ["Ab"], ["\u041b"]),
+        (r"[\x41b]+", ["A", "b"], ["\u041b"]),
+        (r"[\^a]", ["^", "a"], ["b"]),
+        (r"[\^-b]", ["^", "a", "b"], ["c"]),
+        (r"[\^]", ["^"], ["a"]),
+        (r"[^\^a]", ["b", "\n"], ["^", "a"]),
+    ],
+)
+def test_an_expression_is_read_as_it_is_written(expression: str, taken: list[str], refused: list[str]) -> None:
+    tag = {"type": "structural_tag", "format": {"type": "regex", "pattern": expression}}
+    large = {"type": "string", "pattern": f"^({expression}|é){{1,9999}}$"}
+    for text in [*taken, *refused]:
+        assert allows(text, regex=expression) == (text in taken), text
+        assert allows(text, structural_tag=json.dumps(tag)) == (text in taken), text
+        assert allows(f'"{text}"', json=large) == (text in taken and text != "\n"), text
+
+
 def test_a_constant_is_no_schema() -> None:
     value = {"pattern": "a"}
     assert allows('{"pattern":"a"}', json={"const": value, "default": value})
