@@ -22,6 +22,8 @@ from .tiles import tiles
 _IN_PROMPT = 1 << 30  # flag beside the count of generated tokens
 _COUNT = _IN_PROMPT - 1
 _FIRST_ROWS = 16
+# Of a float32: settings beyond would make no number of a forbidden token's minus infinity.
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 _Load = tuple[int, Ints, Ints]  # counts row, token ids, their counts and flags
 
@@ -60,7 +62,8 @@ class Penalties:
             return
         if self._row_of[slot] < 0:
             self._row_of[slot] = self._take_row()
-        factors = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        repetition = min(max(sampling.repetition_penalty, SMALLEST), LARGEST)
+        factors = (repetition, sampling.frequency_penalty, sampling.presence_penalty)
         self._factors[:, slot] = factors
         self._loads.append((int(self._row_of[slot]), *self._known_counts(slot, mirror)))
 

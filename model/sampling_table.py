@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..scheduler.mirror import Mirror
 from ..scheduler.plan import Floats, Ints, Sampling
 from .draw import draw_kind
-from .penalties import has_penalties
+from .penalties import LARGEST, has_penalties
 
 RANDOM, EDITS, PENALTIES, LOGPROBS, GRAMMAR = 1, 2, 4, 8, 16  # what a slot asks for, beyond the most likely token
 
@@ -68,7 +68,7 @@ class SamplingTable:
         self.seeds[slot] = s.seed & _SEED_MASK
         self.kinds[slot] = draw_kind(s.top_k, s.top_p, self._vocab_size)
         self.columns[:, slot] = (
-            s.temperature,
+            min(s.temperature, LARGEST),
             math.log(s.min_p) if s.min_p > 0 else -math.inf,
             s.top_k if 0 < s.top_k < self._vocab_size else self._vocab_size,
             s.top_p if s.top_p < 1 else math.inf,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from penstock.scheduler.plan import GREEDY, Sampling
@@ -78,3 +79,10 @@ def test_min_tokens_ends_with_the_token_that_fulfils_it() -> None:
     assert rig.step(stop, [0], [rig.register(0, [1, 1, 1], [], s)]) == [2]
     assert rig.step(stop, [0]) == [2]
     assert rig.step(stop, [0]) == [3]
+
+
+@pytest.mark.parametrize("beyond", [Sampling(repetition_penalty=1e-60), Sampling(temperature=1e60)])
+def test_settings_beyond_float32_allow_no_forbidden_token(beyond: Sampling) -> None:
+    sampling = replace(beyond, min_tokens=1, stop_token_ids=(7,))
+    rig = SamplerRig(V)
+    assert rig.step(logits_for(0, 1), [0], [rig.register(0, [7], [], sampling)]) != [7]
