@@ -51,6 +51,7 @@ class NewOwner:
 class GrammarStep:
     """The G rows of a step that have a grammar."""
 
+    released: list[int]  # slots whose sequences have ended since the last such step
     owners: list[NewOwner]
     slots: list[int]  # [G]
     num_generated: list[int]  # [G] tokens before the one to be sampled
@@ -129,11 +130,20 @@ class Grammars:
         self._vocab_size = vocab_size
         self._device = device
         self._followers: dict[int, _Follower] = {}  # by slot; touched where the sampler is enqueued, in plan order
+        self._bound = set[int]()  # slots with a follower, or soon; this and the next two on the host
+        self._released: list[int] = []
         self._owners: list[NewOwner] = []
         self._every = _words_of(range(vocab_size), vocab_size)
         self._eos = _words_of(compiler.eos_token_ids if compiler else [], vocab_size)
         self._bits = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=device)
         self._filler: BatchGrammarMatcher | None = None  # since the first grammar
+
+    def release(self, slots: Ints) -> None:
+        """Their sequences have ended: what they hold goes with the next step that has a grammar. On the host."""
+        if self._bound:
+            gone = self._bound.intersection(slots.tolist())
+            self._bound -= gone
+            self._released += gone
 
     def register(self, slot: int, sampling: Sampling, mirror: Mirror) -> None:
         """The slot has a new owner; its matcher is made with the next step that has a row of it. On the host."""
@@ -141,14 +151,18 @@ class Grammars:
             tokens = mirror.token_ids[slot]
             assert tokens is not None, f"slot {slot} samples but has no tokens"
             self._owners.append(NewOwner(slot, sampling, tokens[mirror.num_prompt[slot] :].tolist()))
+            self._bound.add(slot)
 
     def prepare(self, rows: NDArray[np.int64], slots: Ints, num_generated: Ints) -> GrammarStep:
         """The step's part for `rows` (of those that sample), their slots and lengths. On the host."""
+        released, self._released = self._released, []
         owners, self._owners = self._owners, []
-        return GrammarStep(owners, slots.tolist(), num_generated.tolist(), staged(rows, self._device))
+        return GrammarStep(released, owners, slots.tolist(), num_generated.tolist(), staged(rows, self._device))
 
     def apply(self, logits: Tensor, step: GrammarStep) -> None:
         """Leaves of the step's rows of logits [R, V] only what their grammars allow, in place."""
+        for slot in step.released:
+            del self._followers[slot]
         for owner in step.owners:
             self._followers[owner.slot] = self._follow(owner)
         followers = [self._followers[slot] for slot in step.slots]

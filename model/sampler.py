@@ -114,6 +114,7 @@ class Sampler:
     def prepare(self, inputs: StepInput, mirror: Mirror) -> SamplingStep:
         """What the step needs. On the host, once for every step and before the mirror applies the next plan."""
         slots = inputs.sample_slots
+        self.grammars.release(inputs.plan.released)
         if not inputs.is_steady:  # else every row has sampled before
             for slot in self._table.refresh(slots, mirror):
                 self._penalties.register(slot, mirror.sampling[slot], mirror)

@@ -79,7 +79,7 @@ def mask_us(compiler: GrammarCompiler, spec: str, text: str) -> float:
     slots, rows, times = list(range(ROWS)), torch.arange(ROWS), []
     logits = torch.randn(ROWS, compiler.vocab_size)
     for turn in range(REPEATS):
-        step = GrammarStep(owners if not turn else [], slots, [1] * ROWS, rows)
+        step = GrammarStep([], owners if not turn else [], slots, [1] * ROWS, rows)
         start = time.perf_counter()
         grammars.apply(logits, step)
         times.append(time.perf_counter() - start)

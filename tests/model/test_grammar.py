@@ -76,6 +76,13 @@ def test_a_slots_next_owner_inherits_nothing(rig: SamplerRig) -> None:
     assert rig.step(WANTED[:1], [0], [bound(rig, 0, "bb")], released=[0]) == [*b"b"]
 
 
+def test_what_has_ended_holds_no_grammar(rig: SamplerRig) -> None:
+    rig.step(WANTED[:2], [0, 1], [bound(rig, 0, "b+"), bound(rig, 1, "b+")])
+    rig.step(WANTED[:1], [0], [rig.register(0, [1], [], GREEDY)], released=[0, 1])
+    rig.step(WANTED[:2], [0, 2], [bound(rig, 2, "b+")])
+    assert list(rig.sampler.grammars._followers) == [2]
+
+
 def test_a_text_that_its_grammar_does_not_know_ends(rig: SamplerRig) -> None:
     assert rig.step(WANTED[:1], [0], [bound(rig, 0, "abc", output="aX")]) == [END]
 
