@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from .json_strings import pattern_of_format, pattern_of_length
 from .regex import beginnings, problem_of_pattern, searching
+from .regex_classes import respelled, spelled
 
 Node = dict[str, object]
 
@@ -74,21 +75,22 @@ def with_whole_patterns(text: str) -> str:
     return dumps(schema, ensure_ascii=False)
 
 
-def make_patterns_whole(schema: object) -> None:
-    """The same in place."""
+def make_patterns_whole(schema: object, in_json: bool = True) -> None:
+    """The same in place. Not `in_json`, strings need no escapes, and xgrammar's own lengths and formats are right."""
+    spell = spelled if in_json else respelled
     for node in [node for node in _schemas_of(schema) if isinstance(node, dict)]:
-        if (pattern := _whole_pattern(node)) is not None:
+        if isinstance(pattern := node.get("pattern"), str):
+            node["pattern"] = searching(pattern, spell)
+        elif in_json and (pattern := _pattern_for(node)) is not None:
             node["pattern"] = pattern
             for keyword in ("format", "minLength", "maxLength"):
                 node.pop(keyword, None)
         if isinstance(named := node.get("patternProperties"), dict):
-            node["patternProperties"] = {searching(pattern): each for pattern, each in named.items()}
+            node["patternProperties"] = {searching(pattern, spell): each for pattern, each in named.items()}
 
 
-def _whole_pattern(node: Node) -> str | None:
-    """What stands for a schema's pattern, its format or its length, of which it has one; None for a format as it is."""
-    if isinstance(pattern := node.get("pattern"), str):
-        return searching(pattern)
+def _pattern_for(node: Node) -> str | None:
+    """What stands for a schema's format or its length, of which it has one at most; None where it stays as it is."""
     if _uses(node, "format"):
         return pattern_of_format(str(node["format"]))
     return pattern_of_length(node.get("minLength", 0), node.get("maxLength", sys.maxsize))

@@ -8,6 +8,7 @@ What the grammar's compiler refuses itself (lookarounds, references back) isn't 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import takewhile
 
 from .regex_classes import ESCAPE, character, fitting, parts, respelled, spelled
@@ -51,9 +52,9 @@ def as_meant(text: str) -> str:
     return "".join(map(respelled, _TOKEN.findall(text)))
 
 
-def searching(pattern: str) -> str:
-    """A pattern for the whole of a text in which `pattern` is found."""
-    return "|".join(map(_opened, _alternatives(pattern)))
+def searching(pattern: str, spell: Callable[[str], str] = spelled) -> str:
+    """A pattern for the whole of a text in which `pattern` is found; `respelled` is for texts outside of JSON."""
+    return "|".join(_opened(tokens, spell) for tokens in _alternatives(pattern))
 
 
 def beginnings(pattern: str) -> list[str]:
@@ -73,10 +74,10 @@ def _beginning(tokens: list[str]) -> str:
     return "".join(literal[:-1] if behind in ("*", "?", "{") else literal)  # whose last may be left out
 
 
-def _opened(tokens: list[str]) -> str:
+def _opened(tokens: list[str], spell: Callable[[str], str]) -> str:
     begins, ends = tokens[:1] == ["^"], tokens[-1:] == ["$"]
-    middle = "".join(map(spelled, tokens[begins : len(tokens) - ends]))
-    anything = f"{spelled('[^]')}*"
+    middle = "".join(map(spell, tokens[begins : len(tokens) - ends]))
+    anything = f"{spell('[^]')}*"
     return f"{'' if begins else anything}{middle}{'' if ends else anything}"
 
 

@@ -27,7 +27,7 @@ def tag_with_whole_patterns(text: str) -> str:
     tag = loads(text)
     for each in _formats_in(tag):
         if _has_schema(each):
-            make_patterns_whole(each["json_schema"])
+            make_patterns_whole(each["json_schema"], _is_json(each))
         elif each.get("type") == "regex" and isinstance(pattern := each.get("pattern"), str):
             each["pattern"] = as_meant(pattern)
     return dumps(tag, ensure_ascii=False)
@@ -43,6 +43,11 @@ def _formats_in(tag: object) -> Iterator[dict[str, object]]:
             todo += [each for name, each in node.items() if not (name == "json_schema" and _has_schema(node))]
         elif isinstance(node, list):
             todo += node
+
+
+def _is_json(node: dict[str, object]) -> bool:
+    """Whether a schema's texts are JSON, and not some model's XML."""
+    return node["type"] == "json_schema" and node.get("style", "json") == "json"
 
 
 def _has_schema(node: dict[str, object]) -> bool:

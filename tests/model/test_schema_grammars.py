@@ -160,6 +160,14 @@ def test_an_expression_is_read_as_it_is_written(expression: str, taken: list[str
         assert allows(f'"{text}"', json=large) == (text in taken and text != "\n"), text
 
 
+@pytest.mark.parametrize("value", [{"maxLength": 4}, {"pattern": "^a.*c$"}, {"pattern": "é"}], ids=str)
+def test_strings_outside_of_json_take_in_what_would_need_an_escape_there(value: dict[str, Any]) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "string"} | value}, "required": ["x"]}
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "style": "qwen_xml", "json_schema": schema}}
+    text = {"maxLength": '"\n"'}.get(next(iter(value)), 'aé"\nc')
+    assert allows(f"<parameter=x>{text}</parameter>", structural_tag=json.dumps(tag))
+
+
 def test_a_constant_is_no_schema() -> None:
     value = {"pattern": "a"}
     assert allows('{"pattern":"a"}', json={"const": value, "default": value})
