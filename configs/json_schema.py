@@ -25,9 +25,9 @@ _NOT_ENFORCED = {  # keywords that no grammar here can hold the text to
 }
 _LEADS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # nothing beside one of them is read
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_OF_STRINGS = ("minLength", "maxLength", "pattern", "format")
 _UNTYPED = (  # not read without a type
-    *("minLength", "maxLength", "pattern", "format"),
-    *(*_BOUNDS, "multipleOf"),
+    *(*_OF_STRINGS, *_BOUNDS, "multipleOf"),
     *("minItems", "maxItems", "patternProperties", "propertyNames", "required", "minProperties", "maxProperties"),
 )
 _SHOW_A_TYPE = {
@@ -66,6 +66,12 @@ def problem_of_schema(schema: object) -> str | None:
         if (problem := _problem_of_node(node, schema, "string" if id(node) in of_names else None)) is not None:
             return problem
     return None
+
+
+def string_keyword_of(schema: object) -> str | None:
+    """The first keyword in a schema that says what its strings must be, if any does."""
+    nodes = [node for node in _schemas_of(schema) if isinstance(node, dict)]
+    return next((keyword for node in nodes for keyword in _OF_STRINGS if _uses(node, keyword)), None)
 
 
 def with_whole_patterns(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from json import dumps, loads
 
-from .json_schema import make_patterns_whole, problem_of_schema
+from .json_schema import make_patterns_whole, problem_of_schema, string_keyword_of
 from .regex import as_meant, problem_of_regex
 
 _WITH_SCHEMA = ("json_schema", "qwen_xml_parameter")
@@ -14,12 +14,19 @@ _WITH_SCHEMA = ("json_schema", "qwen_xml_parameter")
 def problem_of_tag(tag: object) -> str | None:
     """The first thing in a tag that nothing would hold the text to, in words."""
     for each in _formats_in(tag):
-        if (problem := problem_of_schema(each["json_schema"]) if _has_schema(each) else None) is not None:
+        if (problem := _problem_of_content(each) if _has_schema(each) else None) is not None:
             return problem
         pattern = each.get("pattern") if each.get("type") == "regex" else None
         if isinstance(pattern, str) and (problem := problem_of_regex(pattern)) is not None:
             return problem
     return None
+
+
+def _problem_of_content(node: dict[str, object]) -> str | None:
+    schema = node["json_schema"]
+    if node.get("excludes") and (keyword := string_keyword_of(schema)) is not None:
+        return f"the structural_tag uses 'excludes' and its schema {keyword!r}; only one of the two can be enforced"
+    return problem_of_schema(schema)
 
 
 def tag_with_whole_patterns(text: str) -> str:

@@ -157,6 +157,15 @@ def test_anchors_at_the_ends_and_what_looks_like_one_are_fine() -> None:
         StructuredOutputsParams(regex=regex)
 
 
+def test_what_a_tag_excludes_is_refused_beside_what_a_string_must_be() -> None:
+    content: dict[str, Any] = {"type": "json_schema", "json_schema": {"type": "array", "items": {"type": "string"}}}
+    tag = {"type": "structural_tag", "format": content | {"excludes": ["</call>"]}}
+    StructuredOutputsParams(structural_tag=json.dumps(tag))
+    content["json_schema"]["items"]["pattern"] = "^a"
+    with pytest.raises(RequestError, match="'excludes' and its schema 'pattern'"):
+        StructuredOutputsParams(structural_tag=json.dumps(tag))
+
+
 def test_a_property_may_have_the_name_of_a_keyword() -> None:
     StructuredOutputsParams(json={"properties": {"not": {"type": "integer"}, "uniqueItems": {"const": {"if": 1}}}})
 
