@@ -63,9 +63,12 @@ class ModelConfig:
         return self.sliding_window if layer in self.windowed_layers else None
 
     def ending_ids(self, tokenizers_own: int | None) -> list[int]:
-        """What ends an answer: the model's ids and the tokenizer's, which a chat model's other files may not name."""
-        others = [] if tokenizers_own is None or tokenizers_own >= self.vocab_size else [tokenizers_own]
-        return list(dict.fromkeys([*self.eos_token_ids, *others]))
+        """What ends an answer: the model's ids and the tokenizer's, which a chat model's other files may not name.
+
+        Only what the vocabulary has: files that were made for a larger one name others.
+        """
+        named = [*self.eos_token_ids, *([] if tokenizers_own is None else [tokenizers_own])]
+        return [token_id for token_id in dict.fromkeys(named) if token_id < self.vocab_size]
 
     @property
     def max_model_len(self) -> int:

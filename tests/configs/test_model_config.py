@@ -136,6 +136,11 @@ def test_the_generation_config_wins_on_eos_and_gives_defaults(tmp_path: Path) ->
     assert read(tmp_path, LLAMA | {"eos_token_id": [3, 4]}, {}).eos_token_ids == (3, 4)
 
 
+def test_only_ids_of_the_vocabulary_end_an_answer(tmp_path: Path) -> None:
+    config = read(tmp_path, LLAMA | {"eos_token_id": [2, LLAMA["vocab_size"]]})
+    assert (config.ending_ids(None), config.ending_ids(5), config.ending_ids(900)) == ([2], [2, 5], [2])
+
+
 @pytest.mark.parametrize(
     ("scaling", "reach"),
     [
