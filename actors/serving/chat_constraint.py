@@ -54,10 +54,17 @@ def _of_tool_choice(body: ChatRequest, parser: str | None) -> StructuredOutputsP
 
 
 def _tag(function: FunctionDefinition, begin: str, end: str) -> dict[str, Any]:
-    schema = function.parameters if function.parameters is not None else {"type": "object"}
     return {
         "type": "tag",
         "begin": begin % json.dumps(function.name),
-        "content": {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1},
+        "content": {"type": "json_schema", "json_schema": _arguments_schema(function), "max_whitespace_cnt": 1},
         "end": end,
     }
+
+
+def _arguments_schema(function: FunctionDefinition) -> dict[str, Any]:
+    """The parameters, as an object's also where they don't say so: no other value is a call's arguments."""
+    schema = {"type": "object"} | (function.parameters or {})
+    if schema["type"] != "object":
+        raise refused(f"the parameters of {function.name!r} have the type {schema['type']!r}, not 'object'", "tools")
+    return schema

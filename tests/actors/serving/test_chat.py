@@ -262,6 +262,21 @@ def test_a_forced_call_is_a_grammar(choice: Any, names: list[str], stops_after_f
     assert calls["tags"][0]["content"]["json_schema"]["type"] == "object"
 
 
+@pytest.mark.parametrize("parameters", [{}, {"title": "Nothing"}, {"properties": {"a": {"type": "integer"}}}])
+def test_a_forced_calls_arguments_are_an_object_where_the_parameters_do_not_say_so(parameters: dict[str, Any]) -> None:
+    served = says(CALL)
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    served.ask(CHAT, messages=HELLO, tools=[tool], tool_choice="required")
+    (tag,) = json.loads(served.engine.requests[0].sampling.grammar.partition("\n")[2])["format"]["tags"]
+    assert tag["content"]["json_schema"] == {"type": "object"} | parameters
+
+
+def test_a_forced_call_without_an_object_for_arguments_is_refused() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}
+    error = says(CALL).refusal(CHAT, messages=HELLO, tools=[tool], tool_choice="required")
+    assert (error["message"], error["param"]) == ("the parameters of 'f' have the type 'string', not 'object'", "tools")
+
+
 def test_a_server_without_a_parser_refuses_tools() -> None:
     served = says(CALL, tool_call_parser=None)
     assert "tool_call_parser" in served.refusal(CHAT, messages=HELLO, tools=[TIME])["message"]
