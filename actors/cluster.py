@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ NAMESPACE = "penstock"
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large travels through Ray
 _AUTH_LOGGER = "ray._private.authentication.authentication_token_setup"
 _PROBE_S = 5.0
+_LOOK_S = 0.2
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the process of a job
 
 
@@ -36,11 +37,33 @@ class Cluster:
 
     description: str
     session_folder: str | None = None  # of a cluster that was started here, and is ours to end
+    gcs_address: str = ""  # of such a cluster: who ends first
 
     @property
     def started_here(self) -> bool:
         """Whether it ends with us."""
         return self.session_folder is not None
+
+    def attempt(self, work: Callable[[], object]) -> None:
+        """Does what needs the cluster, on a thread, and gives it up where one that was started here has ended.
+
+        A signal to this process's whole group ends Ray's processes with it, and their silence would be waited for.
+        """
+        thread = threading.Thread(target=work, name="cluster", daemon=True)
+        thread.start()
+        while thread.is_alive() and not self._has_ended():
+            thread.join(_LOOK_S)
+        if thread.is_alive():
+            log.warning("the Ray cluster has ended before us, by a signal to all our processes? What ran is cut off")
+
+    def _has_ended(self) -> bool:
+        if not self.started_here:
+            return False
+        try:
+            _connect(self.gcs_address)
+        except OSError:
+            return True
+        return False
 
     def close(self) -> None:
         """Ends the cluster if it was started here, and removes the socket files that Ray leaves."""
@@ -73,8 +96,10 @@ def ensure_ray(
         _join(address, shows_logs)
         cluster = Cluster(f"joined the Ray cluster at {_address()} ({_resources()})")
     else:
-        folder = _start(num_cpus or max(os.cpu_count() or 1, num_workers), shows_logs)
-        cluster = Cluster(f"started a local Ray cluster ({_resources()})", folder)
+        started = _start(num_cpus or max(os.cpu_count() or 1, num_workers), shows_logs)
+        cluster = Cluster(
+            f"started a local Ray cluster ({_resources()})", started["session_dir"], started["gcs_address"]
+        )
     log.info("%s", cluster.description)
     return cluster
 
@@ -134,17 +159,22 @@ def _probe(address: str) -> None:
     """Ray tries for minutes to reach an address where nobody listens; a connection tells at once."""
     if address.startswith("ray://"):
         raise ClusterError(f"{address!r} is a Ray Client address: run inside the cluster, for example as a Ray job")
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():
+    if not address.rpartition(":")[2].isdigit():
         return  # "auto"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
+        _connect(address)
     except OSError as error:
         raise ClusterError(f"can't join a Ray cluster at {address!r}: {error}") from None
 
 
-def _start(num_cpus: int, shows_logs: bool) -> str:
-    """Starts a cluster; its session's folder."""
+def _connect(address: str) -> None:
+    """Reaches an address and leaves it; raises OSError where nobody listens."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
+
+
+def _start(num_cpus: int, shows_logs: bool) -> dict[str, str]:
+    """Starts a cluster; where it is, in Ray's words."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger(_AUTH_LOGGER).setLevel(logging.ERROR)  # it says at every start that tokens are on, or off
     with _own_sigterm():
@@ -157,7 +187,7 @@ def _start(num_cpus: int, shows_logs: bool) -> str:
             log_to_driver=shows_logs,
             logging_level=logging.WARNING,
         )
-    return str(context.address_info["session_dir"])
+    return context.address_info  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 
 from ray import serve
@@ -85,7 +86,8 @@ class Server:
         is_direct = serving.ingress == "direct"
         check_capacity(self._config, resolve_device(self._config, total_resources()), serving.num_replicas)
         if cluster.started_here:
-            begun.callback(take_away, serving.app_name, ends_serve=False)  # which ends with the cluster
+            leave = partial(take_away, serving.app_name, ends_serve=False)  # which ends with the cluster
+            begun.callback(cluster.attempt, leave)
         else:
             begun.callback(Custody(serving.app_name, serving.drain_timeout_s + _END_S).end)
         serve.start(

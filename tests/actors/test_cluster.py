@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import threading
 from types import FrameType
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import ray
 
 from penstock.actors import cluster as module
-from penstock.actors.cluster import ensure_ray
+from penstock.actors.cluster import Cluster, ensure_ray
 from penstock.actors.engine import start_engine
 from penstock.configs.engine import EngineConfig
 from penstock.errors import ClusterError, ConfigError
@@ -29,7 +31,7 @@ class FakeRay:
 
     def init(self, **kwargs: Any) -> FakeRay:
         self.calls.append(kwargs)
-        self.address_info = {"session_dir": "session"}
+        self.address_info = {"session_dir": "session", "gcs_address": "10.0.0.1:6379"}
         return self
 
 
@@ -44,6 +46,16 @@ def test_without_an_address_a_new_cluster_is_started_and_owned(fake_ray: FakeRay
     assert (fake_ray.calls[0]["address"], fake_ray.calls[0]["num_cpus"]) == ("local", 64)
     assert cluster.started_here
     assert cluster.description == "started a local Ray cluster (8 CPUs)"
+
+
+def test_what_needs_a_cluster_of_ours_is_given_up_once_that_has_ended() -> None:
+    done, forever = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as gcs:
+        cluster = Cluster("ours", "session", f"127.0.0.1:{gcs.getsockname()[1]}")
+        cluster.attempt(done.set)
+    assert done.is_set()
+    cluster.attempt(forever.wait)  # returns
+    forever.set()
 
 
 def test_a_detached_engine_in_a_cluster_that_ends_with_us_is_refused(fake_ray: FakeRay, tiny_folder: str) -> None:

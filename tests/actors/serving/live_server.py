@@ -91,7 +91,9 @@ def live_server(*flags: str, model: str = "demo") -> Iterator[LiveServer]:
         log = Path(folder) / "log"
         with (
             log.open("wb") as out,
-            subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL) as process,
+            subprocess.Popen(
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+            ) as process,
         ):
             server = LiveServer(port, process.pid, log)
             try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,8 @@ from penstock.configs.load import load_configs
 from penstock.errors import ClusterError, EngineDeadError
 
 from ..head import free_ports, is_free
+from ..rig import eventually
+from .live_server import live_server
 
 TRACE = """\
 The deployment failed to start 1 times in a row. This may be due to a problem with its constructor. Error:
@@ -79,3 +83,10 @@ def test_what_keeps_an_engine_from_starting_is_told_and_nothing_stays(ray_cluste
         pass
     assert not ray.util.list_named_actors(all_namespaces=True)
     assert is_free(port)
+
+
+@pytest.mark.slow
+def test_a_signal_to_its_whole_group_takes_ray_first_and_ends_the_server_as_soon() -> None:
+    with live_server() as server:  # which waits for its end, for so long
+        os.killpg(server.pid, signal.SIGTERM)
+    eventually(lambda: is_free(server.port))
