@@ -47,12 +47,18 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def add_flags(parser: Parser, title: str, settings: type[BaseModel], leave_out: Iterable[str] = ()) -> None:
-    """A flag for every field; one that is not given leaves no trace in the namespace."""
+def add_flags(
+    parser: Parser, title: str, settings: type[BaseModel], leave_out: Iterable[str] = (), **defaults: object
+) -> None:
+    """A flag for every field; one that is not given leaves no trace in the namespace.
+
+    `defaults` are the command's own: only the help says them here.
+    """
     group = parser.add_argument_group(title)
     for name, field in settings.model_fields.items():
         if name not in set(leave_out):
-            default = "" if field.default is None else f" (default {field.default})"
+            value = defaults.get(name, field.default)
+            default = "" if value is None else f" (default {value})"
             help_text = f"{field.description}{default}".replace("%", "%%")
             options = {"dest": name, "default": argparse.SUPPRESS, "help": help_text} | _kind(field)
             group.add_argument(f"--{name.replace('_', '-')}", **options)
@@ -94,9 +100,9 @@ def add_settings(parser: Parser, default_model: str | None = "demo") -> None:
     add_flags(parser, "engine", EngineConfig, leave_out={"model"})
 
 
-def add_sampling(parser: Parser) -> None:
+def add_sampling(parser: Parser, **defaults: object) -> None:
     """The sampling settings that a command line may hold; `--seed`, the engine's, seeds requests too."""
-    add_flags(parser, "sampling", SamplingParams, leave_out=_NOT_SAMPLED)
+    add_flags(parser, "sampling", SamplingParams, leave_out=_NOT_SAMPLED, **defaults)
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:

@@ -22,14 +22,14 @@ from .flags import Parser, add_sampling, add_settings, engine_config, sampling_p
 from .live import MAX_LINES, view_of
 from .report import Report
 
-MAX_TOKENS = 128
+_SAMPLING = {"temperature": 0.0, "max_tokens": 128}  # what a command line that says nothing means
 
 
 def run(arguments: Sequence[str]) -> int:
     """The command's exit status."""
     parsed = _parser().parse(arguments)
     config = engine_config(parsed)
-    params = sampling_params(parsed, temperature=0.0, max_tokens=MAX_TOKENS)
+    params = sampling_params(parsed, **_SAMPLING)
     if (parsed.input is None) != (parsed.output is None):
         raise ConfigError("--input and --output go together")
     if parsed.input is not None and parsed.prompt:
@@ -56,7 +56,7 @@ def _parser() -> Parser:
     what.add_argument("--output", type=Path, metavar="FILE", help="answers, in order; a run that was cut off goes on")
     what.add_argument("--num-questions", type=int, default=32, metavar="N", help="of the demo model's (default 32)")
     add_settings(parser)
-    add_sampling(parser)
+    add_sampling(parser, **_SAMPLING)
     return parser
 
 

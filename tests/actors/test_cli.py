@@ -47,6 +47,15 @@ def test_flags_are_the_settings() -> None:
     assert (params.temperature, params.stop, params.seed) == (0.5, ["a", "b"], 7)  # type: ignore[attr-defined]
 
 
+def test_the_help_says_the_defaults_that_a_command_has(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert main(["generate", "--prompt", "a"]) == 0
+    (request,) = engine.requests
+    assert f"most likely token (default {request.sampling.temperature})" in told
+    assert f"up to max_model_len (default {request.max_tokens})" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
