@@ -64,7 +64,7 @@ class Frontdesk:
         add_special_tokens: bool = True,
     ) -> list[Answer]:
         """Every prompt as an answer to come, in order; raises PromptError before anything is submitted."""
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else _several(params)
         if len(each) != len(prompts):
             raise RequestError(f"{len(each)} sampling params for {len(prompts)} prompts; give one, or one for each")
         encoded = encode(prompts, self.tokenizer, add_special_tokens)
@@ -125,3 +125,15 @@ class Frontdesk:
         if self.tokenizer is not None and params.detokenize:
             detokenizer = Detokenizer(self.tokenizer, prompt.token_ids, params.skip_special_tokens)
         return Completion(index, params, detokenizer, self.tokenizer)
+
+
+def _several(params: Sequence[SamplingParams]) -> list[SamplingParams]:
+    if isinstance(params, list | tuple) and all(isinstance(each, SamplingParams) for each in params):
+        return list(params)
+    raise RequestError("sampling params are a SamplingParams, or a list with one for each prompt; not " + _kind(params))
+
+
+def _kind(value: object) -> str:
+    """What a value is, in words."""
+    inner = sorted({type(each).__name__ for each in value}) if isinstance(value, list | tuple) else []
+    return type(value).__name__ + (f" of {', '.join(inner)}" if inner else "")

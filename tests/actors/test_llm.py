@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,14 @@ def test_each_prompt_may_have_its_own_params(llm: LLM, engine: FakeEngine) -> No
     assert [request.max_tokens for request in engine.requests] == [1, 2]
     with pytest.raises(RequestError, match="1 sampling params for 2 prompts"):
         llm.generate(["a", "b"], [ENOUGH])
+
+
+@pytest.mark.parametrize(
+    ("params", "kind"), [({"temperature": 0}, "dict"), ([{"temperature": 0}], "list of dict"), ("greedy", "str")]
+)
+def test_what_is_no_sampling_params_is_told(llm: LLM, params: Any, kind: str) -> None:
+    with pytest.raises(RequestError, match=rf"sampling params are a SamplingParams, .*; not {kind}$"):
+        llm.generate("a", params)
 
 
 def test_no_limit_means_all_that_fits(llm: LLM, engine: FakeEngine) -> None:
