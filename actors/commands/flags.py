@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import NoneType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -69,14 +70,28 @@ def _kind(field: FieldInfo) -> dict[str, Any]:
     types_ = _alternatives(field.annotation)
     if bool in types_:
         return {"action": argparse.BooleanOptionalAction}
-    if list[int] in types_:
-        return {"type": _integers, "metavar": "N,N,..."}
     if list[str] in types_:
         return {"action": "append", "metavar": "TEXT"}
+    read = _integers if list[int] in types_ else str
+    return {"type": _or_none(read) if NoneType in types_ else read, "metavar": _metavar(types_)}
+
+
+def _metavar(types_: tuple[Any, ...]) -> str:
+    if list[int] in types_:
+        return "N,N,..."
     choices = [value for each in types_ if get_origin(each) is Literal for value in get_args(each)]
     if choices:
-        return {"metavar": "{" + ",".join(choices) + "}"}
-    return {"metavar": "N" if int in types_ else "X" if float in types_ else "TEXT"}
+        return "{" + ",".join(choices) + "}"
+    return "N" if int in types_ else "X" if float in types_ else "TEXT"
+
+
+def _or_none(read: Callable[[str], object]) -> Callable[[str], object]:
+    """Reads `None` as the help means it."""
+
+    def read_or_none(text: str) -> object:
+        return None if text == "None" else read(text)
+
+    return read_or_none
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -47,6 +47,14 @@ def test_flags_are_the_settings() -> None:
     assert (params.temperature, params.stop, params.seed) == (0.5, ["a", "b"], 7)  # type: ignore[attr-defined]
 
 
+def test_none_is_what_the_help_means_by_it_and_text_where_text_is_asked_for() -> None:
+    config, params = parsed("demo", "--max-model-len", "None", "--pipeline-layer-partition", "None", "--stop", "None")
+    assert (config.max_model_len, config.pipeline_layer_partition) == (None, None)
+    assert params.stop == ["None"]  # type: ignore[attr-defined]
+    _, params = parsed("demo", "--max-tokens", "None")
+    assert params.max_tokens is None  # type: ignore[attr-defined]
+
+
 def test_the_help_says_the_defaults_that_a_command_has(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
