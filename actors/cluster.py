@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 NAMESPACE = "penstock"
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large travels through Ray
 _AUTH_LOGGER = "ray._private.authentication.authentication_token_setup"
+_AUTH_VARIABLE = "RAY_AUTH_MODE"
 _PROBE_S = 5.0
 _LOOK_S = 0.2
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the process of a job
@@ -152,7 +153,14 @@ def _join(address: str, shows_logs: bool) -> None:
                 logging_level=logging.WARNING,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"can't join a Ray cluster at {address!r}: {error}") from None
+        raise ClusterError(f"can't join a Ray cluster at {address!r}: {error}{_hint(address)}") from None
+
+
+def _hint(address: str) -> str:
+    """Ray enables tokens by itself where it starts or finds a cluster, but not to join one by its address."""
+    if address == "auto" or _AUTH_VARIABLE in os.environ:
+        return ""
+    return f"; if it checks tokens, set {_AUTH_VARIABLE}=token: to an address Ray sends one only then"
 
 
 def _probe(address: str) -> None:

@@ -124,3 +124,23 @@ def test_joining_with_auto_where_no_cluster_runs_is_refused(fake_ray: FakeRay, m
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ClusterError, match="can't join a Ray cluster at 'auto': Could not find any running"):
         ensure_ray("auto")
+
+
+@pytest.mark.parametrize(
+    ("address", "mode", "hints"),
+    [("10.0.0.1:6379", None, True), ("10.0.0.1:6379", "token", False), ("auto", None, False)],
+)
+def test_a_cluster_that_may_want_a_token_that_ray_has_not_sent_is_told(
+    fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch, address: str, mode: str | None, hints: bool
+) -> None:
+    def refuse(**kwargs: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(module, "_probe", lambda address: None)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(ClusterError) as told:
+        ensure_ray(address)
+    assert ("RAY_AUTH_MODE=token" in str(told.value)) == hints
