@@ -213,17 +213,21 @@ class _StageBuilder:
         return DirectLauncher(self.module, self.exchange)
 
     def _measuring_launcher(self, num_blocks: int, agree: Callable[[int], int] | None) -> Launcher:
+        from .gpu.device import CudaDevice
         from .gpu.trial import measure_cost
-        from .gpu.warmup import blocks_in_memory, make_launcher
+        from .gpu.warmup import blocks_in_memory, make_launcher, run_largest_step
 
+        assert isinstance(self.device, CudaDevice)
         speed = device_figures(self.dtype)
-        fitting = blocks_in_memory(self.module, self.sampler, self.limits, self.config, self._cache)
-        if not num_blocks:
-            assert agree is not None, "somebody must decide on the number of blocks"
-            num_blocks = agree(fitting)
-        self.module.bind_cache(self._cache(num_blocks + 1))  # the last one is for the rows that pad a step
-        launcher = make_launcher(self.module, self.limits, num_blocks, self.exchange, self.config.enforce_eager)
-        self.measured = Measured(speed, measure_cost(self.module, launcher, self.limits, num_blocks))
+        with self.device.computing():
+            fitting = blocks_in_memory(self.module, self.sampler, self.limits, self.config, self._cache)
+            if not num_blocks:
+                assert agree is not None, "somebody must decide on the number of blocks"
+                num_blocks = agree(fitting)
+            self.module.bind_cache(self._cache(num_blocks + 1))  # the last one is for the rows that pad a step
+            launcher = make_launcher(self.module, self.limits, num_blocks, self.exchange, self.config.enforce_eager)
+            run_largest_step(self.module, self.sampler, self.limits, num_blocks)
+            self.measured = Measured(speed, measure_cost(self.module, launcher, self.limits, num_blocks))
         return launcher
 
     def _cache(self, num_blocks: int) -> KVCache:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -121,6 +122,10 @@ class CudaDevice:
         if start is not None:
             self._issued.append(_Issued(lane, step, requested_ns, start, event, after))
         return event
+
+    def computing(self) -> AbstractContextManager[None]:
+        """What is launched within goes to the compute lane's stream, and so does the memory that it takes."""
+        return torch.cuda.stream(self._streams.get("compute") or self._open("compute"))
 
     def next_event(self) -> torch.cuda.Event:
         """One that is used again, or a new one."""

@@ -1,7 +1,8 @@
 """The largest step a stage may meet, run before the cache is made: loads every kernel and measures the memory left.
 
-Afterwards the caching allocator holds what steps need, so that none has to ask the driver, which would wait for the
-device. The cache then takes what `gpu_memory_utilization` leaves beside weights, that step, and graphs.
+The cache then takes what `gpu_memory_utilization` leaves beside weights, that step, and graphs. Once all of that is
+there, the step runs again, so that the caching allocator holds what steps need: none has to ask the driver, which would
+wait for the device. The allocator keeps memory by the stream that it was for, so all this runs on the one that serves.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 _GRAPH_BYTES = 8 << 20  # of one graph: 35 of them over 35 layers took 268 MiB (LOG.md)
 _SPARE_BYTES = 512 << 20  # fragmentation, and kernels that load late
 _MAX_TOP = 20  # alternatives that a row may ask for
+_FEW_ROWS = 16  # some of torch's kernels are others for few rows
 
 MakeCache = Callable[[int], KVCache]
 
@@ -48,15 +50,18 @@ def blocks_in_memory(
     """
     device = module.rotary.device
     torch.cuda.reset_peak_memory_stats(device)
-    cache_bytes = _run_largest_step(module, sampler, limits, make_cache)
+    lengths, width = _lengths_and_width(limits)
+    cache = make_cache(len(lengths) * width)
+    module.bind_cache(cache)
+    run_largest_step(module, sampler, limits, len(lengths) * width)
     torch.cuda.synchronize(device)
     free, total = torch.cuda.mem_get_info(device)
     elsewhere = total - free - torch.cuda.memory_reserved(device)  # CUDA's own, NCCL's, other processes'
-    peak = torch.cuda.max_memory_allocated(device) - cache_bytes
+    peak = torch.cuda.max_memory_allocated(device) - cache.num_bytes
     num_graphs = 0 if config.enforce_eager else _num_graphs(module, limits)
     reserve = _SPARE_BYTES + num_graphs * _GRAPH_BYTES
     available = int(total * config.gpu_memory_utilization) - elsewhere - peak - reserve
-    smallest = make_cache(1)
+    smallest = cache = make_cache(1)
     module.bind_cache(smallest)
     per_block = smallest.num_bytes
     torch.cuda.empty_cache()
@@ -86,28 +91,26 @@ def make_launcher(
 
 
 @torch.inference_mode()
-def _run_largest_step(module: StageModule, sampler: Sampler | None, limits: StepLimits, make_cache: MakeCache) -> int:
-    """Runs it over a cache of its own; that cache's bytes."""
+def run_largest_step(module: StageModule, sampler: Sampler | None, limits: StepLimits, num_blocks: int) -> None:
+    """Runs it over the cache that the module has, of so many blocks: what lies in them is written over."""
     tokens = limits.max_num_batched_tokens
-    batch = _prompts(limits, module.rotary.device)
-    cache = make_cache(batch.block_table.numel())
-    module.bind_cache(cache)
+    batch = _prompts(limits, num_blocks, module.rotary.device)
     hidden = torch.zeros(tokens, limits.hidden_size, dtype=limits.dtype, device=module.rotary.device)
     if module.embed_tokens is not None:
         hidden = module.embed(batch.token_ids)
     hidden = module(hidden, batch)
     if sampler is not None:
-        _sample_all(module, sampler, hidden, min(tokens, limits.max_num_seqs))
-    return cache.num_bytes
+        rows = min(tokens, limits.max_num_seqs)
+        for count in sorted({1, min(_FEW_ROWS, rows), rows}):
+            _sample_all(module, sampler, hidden, count)
 
 
-def _prompts(limits: StepLimits, device: torch.device) -> Batch:
-    """A step filled with prompts of the greatest length."""
-    tokens, longest = limits.max_num_batched_tokens, min(limits.max_model_len, limits.max_num_batched_tokens)
-    lengths = np.diff(np.r_[0:tokens:longest, tokens]).astype(np.int32)
+def _prompts(limits: StepLimits, num_blocks: int, device: torch.device) -> Batch:
+    """A step filled with prompts of the greatest length; they share blocks where there are few."""
+    lengths, width = _lengths_and_width(limits)
+    tokens, longest = limits.max_num_batched_tokens, int(lengths[0])
     starts = np.r_[0, np.cumsum(lengths)].astype(np.int32)
-    width = -(-longest // limits.block_size)
-    table = np.arange(len(lengths) * width, dtype=np.int32).reshape(len(lengths), width)
+    table = (np.arange(len(lengths) * width, dtype=np.int32) % num_blocks).reshape(len(lengths), width)
     positions = np.concatenate([np.arange(n) for n in lengths])
     rows = np.repeat(np.arange(len(lengths)), lengths)
     slots = table[rows, positions // limits.block_size] * limits.block_size + positions % limits.block_size
@@ -130,6 +133,12 @@ def _prompts(limits: StepLimits, device: torch.device) -> Batch:
         host_query_starts=starts,
         host_seq_lens=lengths,
     )
+
+
+def _lengths_and_width(limits: StepLimits) -> tuple[NDArray[np.int32], int]:
+    """Of the prompts that fill the largest step, and how many blocks the longest has."""
+    tokens, longest = limits.max_num_batched_tokens, min(limits.max_model_len, limits.max_num_batched_tokens)
+    return np.diff(np.r_[0:tokens:longest, tokens]).astype(np.int32), -(-longest // limits.block_size)
 
 
 def _sample_all(module: StageModule, sampler: Sampler, hidden: Tensor, rows: int) -> None:
