@@ -38,7 +38,8 @@ class TrialSteps:
     def run(self, shape: StepShape) -> None:
         """Enqueues one step, on the last stage with the head and greedy sampling."""
         module = self._module
-        if shape not in self._inputs:
+        is_new = shape not in self._inputs
+        if is_new:
             self._inputs[shape] = self._make(shape)
         inputs = self._inputs[shape]
         work = StepWork(inputs)
@@ -46,6 +47,9 @@ class TrialSteps:
         self._launcher.run(work)
         if module.lm_head is not None and not self._launcher.greedy(work):
             module.likeliest(self._launcher.rows(work), self._largest)
+        if module.lm_head is not None and is_new:  # as behind other sampling, whose kernel is compiled with that
+            tokens = torch.zeros(len(inputs.sample_rows), dtype=torch.int64, device=module.rotary.device)
+            self._launcher.feed_back(work, tokens)
 
     def _lengths(self, shape: StepShape) -> list[int]:
         """Of each row's sequence, the step's tokens included."""
