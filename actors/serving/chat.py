@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ...configs.sampling import SamplingParams
 from ..outputs import CompletionOutput, PositionLogprobs
 from ..prompts import Prompt
-from .chat_constraint import constraint_of
+from .chat_constraint import constraint_of, field_of_constraint
 from .chat_delta import ChatDelta, joined
 from .chat_logprobs import chat_logprobs
 from .chat_parser import ChatParser, chat_parser
@@ -36,7 +36,8 @@ async def chat_completions(service: Service, request: Request) -> Response:
     service.check_model(body.model)
     params = _params(body, service)
     prompt = await offloaded(request, lambda: _prompt(body, service, params))
-    job = await service.job(request, [prompt], params, body.request_id, _FORM)
+    field = field_of_constraint(body)
+    job = await service.job(request, [prompt], params, body.request_id, _FORM, constrained_by=field)
     return await replied(service, request, job, _Reply(service, body, job), bool(body.stream))
 
 

@@ -24,6 +24,13 @@ def constraint_of(body: ChatRequest, parser: str | None) -> StructuredOutputsPar
     return found[0] if found else None
 
 
+def field_of_constraint(body: ChatRequest) -> str:
+    """Which field of the request brings the constraint that it has."""
+    if body.structured_outputs is not None:
+        return "structured_outputs"
+    return "response_format" if _of_format(body) is not None else "tools"
+
+
 def _of_format(body: ChatRequest) -> StructuredOutputsParams | None:
     wanted = body.response_format
     if wanted is None or wanted.type == "text":

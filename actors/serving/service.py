@@ -159,13 +159,17 @@ class Service:
         request_id: str | None,
         form: Form,
         add_special_tokens: bool = True,
+        constrained_by: str = "structured_outputs",
     ) -> Job:
-        """Prompts and parameters as answers to come; raises RequestError or ApiError for what can't be served."""
+        """Prompts and parameters as answers to come; raises RequestError or ApiError for what can't be served.
+
+        `constrained_by` is the field that a constraint on the text comes from.
+        """
         self._check_bounds(prompts, params)
         self.admission.check(len(prompts) * params.n)  # before anything is made for so many
         grammar = params.structured_outputs
         if grammar is not None and (problem := await self._check_grammar(grammar.spec)) is not None:
-            raise refused(problem, "response_format")
+            raise refused(problem, constrained_by)
         try:
             answers = await offloaded(request, lambda: self.engine.prepare(prompts, params, add_special_tokens))
         except PromptError as error:

@@ -204,6 +204,8 @@ def test_a_response_format_is_a_grammar_that_is_checked_first() -> None:
     served.grammar_problem = "it is too wide"
     error = served.refusal(CHAT, messages=HELLO, response_format=JSON_SCHEMA)
     assert (error["message"], error["param"]) == ("it is too wide", "response_format")
+    assert served.refusal(CHAT, messages=HELLO, structured_outputs={"regex": "a"})["param"] == "structured_outputs"
+    assert served.refusal(CHAT, messages=HELLO, tools=[WEATHER], tool_choice="required")["param"] == "tools"
 
 
 def test_a_schema_that_no_grammar_can_hold_is_refused() -> None:
