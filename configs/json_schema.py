@@ -150,6 +150,8 @@ def _problem_of_led(node: Node, lead: str, root: object) -> str | None:
     branches = node.get("allOf", [{}])
     if isinstance(branches, list) and len(branches) != 1:
         return f"the json uses 'allOf' with {len(branches)} schemas; only one can be enforced"
+    if node[lead] == []:
+        return f"the json uses {lead!r} with nothing in it, which no text can hold to"
     for keyword in (*_LEADS, *_CONSTRAINTS):
         if keyword != lead and _uses(node, keyword):
             return f"the json uses {keyword!r} beside {lead!r}, where it can't be enforced"

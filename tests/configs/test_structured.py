@@ -48,6 +48,8 @@ def test_a_kind_and_its_text_become_one_spec(given: dict[str, Any], spec: str) -
         ({"json": '{"not": ' * 5000 + "{}" + "}" * 5000}, ["nested"]),
         ({"json": {"enum": ["x" * (1 << 16)]}}, ["65", "65536"]),
         ({"json": {"items": {"uniqueItems": True}}}, ["uniqueItems"]),
+        ({"json": {"items": {"anyOf": []}}}, ["'anyOf' with nothing in it"]),
+        ({"json": {"enum": []}}, ["'enum' with nothing in it"]),
         ({"json": {"properties": {"not": {"type": "wrong", "not": {}}}}}, ["'not'"]),
         ({"json": {"allOf": [{}, {}]}}, ["allOf", "2"]),
         ({"json": {"type": "number", "multipleOf": 0.5}}, ["multipleOf"]),
