@@ -29,7 +29,7 @@ from ..outputs import RequestMetrics, RequestOutput
 from ..prompts import Prompt
 from ..stage_table import stage_table
 from .bound import bound_of
-from .flags import Parser, add_settings, engine_config
+from .flags import Parser, add_settings, count, engine_config
 from .workloads import WORKLOADS, Request, make_workload
 
 _KINDS = ("throughput", "serve-sim")
@@ -87,19 +87,13 @@ def _parser(kind: str) -> Parser:
     parser = Parser(prog=f"penstock bench {kind}", description=__doc__, usage="%(prog)s MODEL [options]")
     what = parser.add_argument_group("workload")
     what.add_argument("--workload", choices=sorted(WORKLOADS), default="chat", help="lengths of prompts and answers")
-    what.add_argument("--num-requests", type=_count, default=512, metavar="N", help="requests in all (default 512)")
+    what.add_argument("--num-requests", type=count, default=512, metavar="N", help="requests in all (default 512)")
     if kind == "serve-sim":
         what.add_argument("--request-rate", type=_rate, default=40.0, metavar="X", help="a second (default 40)")
     else:
-        what.add_argument("--at-once", type=_count, metavar="N", help="requests open at a time (default all)")
+        what.add_argument("--at-once", type=count, metavar="N", help="requests open at a time (default all)")
     add_settings(parser, default_model=None)  # the demo's vocabulary is too small for any workload
     return parser
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no integer from 1 on")
-    return int(text)
 
 
 def _rate(text: str) -> float:

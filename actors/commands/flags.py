@@ -48,6 +48,13 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def count(text: str) -> int:
+    """A flag's integer above 0."""
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 1 on")
+    return int(text)
+
+
 def add_flags(
     parser: Parser, title: str, settings: type[BaseModel], leave_out: Iterable[str] = (), **defaults: object
 ) -> None:

@@ -18,7 +18,7 @@ from ..outputs import RequestOutput
 from ..progress import Progress
 from ..prompts import Prompt
 from .batch import Batch, answer_file
-from .flags import Parser, add_sampling, add_settings, engine_config, sampling_params
+from .flags import Parser, add_sampling, add_settings, count, engine_config, sampling_params
 from .live import MAX_LINES, view_of
 from .report import Report
 
@@ -54,7 +54,7 @@ def _parser() -> Parser:
     what.add_argument("--chat", action="store_true", help="put each prompt into the chat template, as a user's message")
     what.add_argument("--input", type=Path, metavar="FILE", help="prompts, a JSON object on each line")
     what.add_argument("--output", type=Path, metavar="FILE", help="answers, in order; a run that was cut off goes on")
-    what.add_argument("--num-questions", type=int, default=32, metavar="N", help="of the demo model's (default 32)")
+    what.add_argument("--num-questions", type=count, default=32, metavar="N", help="of the demo model's (default 32)")
     add_settings(parser)
     add_sampling(parser, **_SAMPLING)
     return parser

@@ -122,6 +122,8 @@ def test_the_demo_asks_held_out_questions_and_counts_right_answers(
     def right(request: NewRequest) -> str:
         return asked[len(engine.requests) - 1].answer
 
+    assert main(["generate", "--num-questions", "0"]) == 2
+    assert "argument --num-questions: '0' is no integer from 1 on" in capsys.readouterr().err
     assert main(["generate", "--num-questions", "3"]) == 0
     said = capsys.readouterr()
     assert f"wrong (right: {asked[1].answer})" in said.out
