@@ -121,9 +121,12 @@ def compiled(source: str) -> bytes:
     if target.is_file():
         return target.read_bytes()
     image = _compile(nvrtc, source)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
-        scratch.write(image)
-    Path(scratch.name).replace(target)
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
+            scratch.write(image)
+        Path(scratch.name).replace(target)
+    except OSError as error:  # as on a full disk: the next process compiles again
+        logger.warning("a compiled kernel can't be kept in %s: %s", target.parent, error)
     return image
 
 

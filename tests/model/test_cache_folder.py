@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pwd
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,22 @@ def test_it_is_made_for_the_user_alone(tmp_path: Path, monkeypatch: pytest.Monke
     cache_folder().chmod(0o777)
     with pytest.raises(OSError, match="is writable by others"):
         cache_folder()
+
+
+def test_a_kernel_that_cannot_be_kept_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Compiler:
+        @staticmethod
+        def nvrtcVersion(major: object, minor: object) -> int:
+            return 0
+
+    def full(**options: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(driver, "_nvrtc", Compiler)
+    monkeypatch.setattr(driver, "_compile", lambda nvrtc, source: b"image")
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    assert driver.compiled("text") == b"image"
 
 
 def test_a_gpu_serves_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
