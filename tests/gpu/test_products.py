@@ -28,7 +28,7 @@ def hopper() -> None:
         pytest.skip("for Hopper, with a compiler")
 
 
-@pytest.mark.parametrize("rows", [1, 7, 16, 33, 64, 65, 127, 128, 129, 160, 200, 255, MAX_ROWS])
+@pytest.mark.parametrize("rows", [1, 7, 64, 65, 128, 129, 160, 200, 255, MAX_ROWS])
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 def test_products_are_those_of_float32(rows: int, outputs: int, inputs: int) -> None:
     x, weight, residual = some(rows, inputs), some(outputs, inputs) / inputs**0.5, some(rows, outputs)
@@ -40,7 +40,7 @@ def test_products_are_those_of_float32(rows: int, outputs: int, inputs: int) -> 
     assert error(added, before + exact) < 0.003
 
 
-@pytest.mark.parametrize("rows", [1, 64, 128, 150, 224, MAX_ROWS])
+@pytest.mark.parametrize("rows", [1, 64, 128, 150, MAX_ROWS])
 @pytest.mark.parametrize(("outputs", "inputs"), [(12288, 4096), (208, 1000), (24, 64)])
 def test_a_gate_is_applied_behind_its_product(rows: int, outputs: int, inputs: int) -> None:
     x, weight = some(rows, inputs), some(2 * outputs, inputs) / inputs**0.5
