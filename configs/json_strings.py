@@ -27,7 +27,7 @@ def pattern_of_format(name: str) -> str | None:
 
 def pattern_of_length(low: object, high: object) -> str | None:
     """The pattern for texts of at least so many characters, and at most; None where every text is, or none."""
-    if type(low) is not int or type(high) is not int or not 0 <= low <= high:
+    if type(low) is not int or type(high) is not int or not 0 <= low <= high or low >= _NO_LIMIT:
         return None  # as the compiler says, with the limit
     if high < _NO_LIMIT:
         return f"{_ANY}{{{low},{high}}}"

@@ -16,7 +16,7 @@ from .regex_classes import ESCAPE, character, fitting, parts, respelled, spelled
 _CLASS = r"\[\^?(?:\\.|[^\]\\])*+\]?"
 _TOKEN = re.compile(f"{ESCAPE}|{_CLASS}|.", re.DOTALL)
 _PLAIN = re.compile(r"[\w-]")  # what stands for itself
-_READ_IN_CLASSES = set("abcdDefnrsStuvwWx")  # letters that mean something behind a backslash
+_READ_IN_CLASSES = set("abcdDefnrsStuvwWx0123456789")  # what means something behind a backslash
 _READ = _READ_IN_CLASSES | set("BkpP")
 
 
@@ -28,7 +28,7 @@ def problem_of_regex(text: str, name: str = "regex") -> str | None:
                 return f"the {name} has {token!r} in the middle, where it can't be enforced"
             read = _READ_IN_CLASSES if token[0] == "[" else _READ
             for part in parts(token):
-                if part[0] == "\\" and part[1:2].isalpha() and part[1] not in read:
+                if part[0] == "\\" and part[1:2].isalnum() and part[1] not in read:
                     return f"the {name} uses {part!r}, which can't be enforced"
     return None
 
@@ -42,7 +42,7 @@ def problem_of_pattern(text: str) -> str | None:
         for part in () if token.startswith("[^") else parts(token):  # what a class excludes may need one
             if _is_control(part) or character(part) in forbidden:
                 return f"the json's pattern holds {part!r}, which needs an escape in JSON and can't be enforced"
-        if fitting(token) == []:
+        if token[0] == "[" and not fitting(token):
             return f"the json's pattern holds {token!r}, of which nothing is left that needs no escape in JSON"
     return None
 

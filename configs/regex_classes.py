@@ -25,6 +25,7 @@ _NAMED = {
     r"\w": [*_DIGITS, (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)],
     r"\s": [*_SPACES, (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)],
 }
+_HEX_DIGITS = frozenset(map(ord, "0123456789ABCDEFabcdef"))
 _CONTROLS = dict(zip("0aefnrtv", "\0\a\x1b\f\n\r\t\v", strict=True))
 
 
@@ -80,7 +81,7 @@ def _matched(token: str) -> Ranges | None:
 
 
 def _ranges_of(members: list[str]) -> Ranges | None:
-    """The union of a class's members; None where a range runs backwards."""
+    """The union of a class's members; None where a range runs backwards, or one is no character (`\\b`, a number)."""
     ranges: Ranges = []
     while members:
         first, rest = members[0], members[1:]
@@ -90,8 +91,10 @@ def _ranges_of(members: list[str]) -> Ranges | None:
             continue
         if len(character(first)) == 1:
             ranges.append((ord(character(first)), ord(character(first))))
+        elif (named := _matched(first)) is not None:
+            ranges += named
         else:
-            ranges += _matched(first) or []
+            return None
         members = rest
     return None if any(low > high for low, high in ranges) else ranges
 
@@ -107,7 +110,11 @@ def _others(ranges: Ranges) -> Ranges:
 
 
 def _class_of(ranges: Ranges) -> str:
-    """A class that doesn't begin with a caret."""
+    """A class that doesn't begin with a caret, and in which no hexadecimal digit stands behind another range.
+
+    xgrammar writes `\\u{fc}` as `\\xfc`, and would take the digit for more of it.
+    """
+    ranges = sorted(_others(_others(ranges)), key=lambda each: (each[0] not in _HEX_DIGITS, each))
     if ranges and ranges[0][0] == ord("^"):
         (_, last), *others = ranges
         ranges = [*([(ord("_"), last)] if last > ord("^") else []), *others]

@@ -107,6 +107,7 @@ REF: dict[str, Any] = {"$ref": "#/$defs/S", "$defs": {"S": {"type": "string"}}}
         ({"type": "string", "pattern": '"'}, "needs an escape in JSON"),
         ({"type": "string", "pattern": r"^[\n]$"}, "needs an escape in JSON"),
         ({"type": "string", "pattern": '["]'}, "needs no escape in JSON"),
+        ({"type": "string", "pattern": r"^[\1a]$"}, "needs no escape in JSON"),
     ],
 )
 def test_what_stands_where_nothing_enforces_it_is_refused_by_name(schema: dict[str, Any], words: str) -> None:
@@ -144,7 +145,14 @@ def test_annotations_and_what_is_implied_may_stand_anywhere(schema: dict[str, An
 
 @pytest.mark.parametrize(
     ("regex", "words"),
-    [(r"\Aa", r"\A"), (r"a\Z", r"\Z"), (r"[\h]", r"\h"), ("a$b", "'$' in the middle"), ("(a|^b)", "'^'")],
+    [
+        (r"\Aa", r"\A"),
+        (r"a\Z", r"\Z"),
+        (r"[\h]", r"\h"),
+        (r"\²", r"\²"),
+        ("a$b", "'$' in the middle"),
+        ("(a|^b)", "'^'"),
+    ],
 )
 def test_a_regex_that_would_be_misread_is_refused(regex: str, words: str) -> None:
     tag = {"type": "structural_tag", "format": {"type": "regex", "pattern": regex}}

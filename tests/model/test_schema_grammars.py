@@ -138,6 +138,8 @@ def test_a_length_counts_characters_and_long_ones_compile_at_once() -> None:
     for long in ({"minLength": 2}, {"minLength": 2, "maxLength": 1 << 40}, {"minLength": 2, "maxLength": 20000}):
         assert allows(f'"{"a" * 2000}"', json={"type": "string"} | long)
         assert not allows('"a"', json={"type": "string"} | long)
+    with pytest.raises(ValueError, match="not exceeding 2147483647"):
+        compiler().compile(StructuredOutputsParams(json={"type": "string", "minLength": 4294967297}).spec)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,10 @@ def test_a_length_counts_characters_and_long_ones_compile_at_once() -> None:
         (r"[\^-b]", ["^", "a", "b"], ["c"]),
         (r"[\^]", ["^"], ["a"]),
         (r"[^\^a]", ["b", "\n"], ["^", "a"]),
+        ("[À-ÿA-Za-z]", ["é", "A", "z"], ["-", "Œ", "Ѐ"]),
+        ("[éèa-z]", ["é", "a", "m"], ["-", "ş"]),
+        ("[äöü0-9]", ["ä", "0", "5"], ["-", "a"]),
+        ("[^ -/]", ["a", "é"], [" ", "-"]),
     ],
 )
 def test_an_expression_is_read_as_it_is_written(expression: str, taken: list[str], refused: list[str]) -> None:
@@ -158,6 +164,12 @@ def test_an_expression_is_read_as_it_is_written(expression: str, taken: list[str
         assert allows(text, regex=expression) == (text in taken), text
         assert allows(text, structural_tag=json.dumps(tag)) == (text in taken), text
         assert allows(f'"{text}"', json=large) == (text in taken and text != "\n"), text
+
+
+def test_a_class_with_what_is_no_character_is_left_as_it_is() -> None:
+    assert allows("\b", regex=r"[\ba]")
+    assert allows("\x01", regex=r"[\cA]")
+    assert allows("\x01", regex=r"[\x01]")
 
 
 @pytest.mark.parametrize("value", [{"maxLength": 4}, {"pattern": "^a.*c$"}, {"pattern": "é"}], ids=str)
