@@ -45,7 +45,8 @@ def load_configs(model: str = "demo", **settings: object) -> tuple[EngineConfig,
     values |= settings
     serving = {name: values.pop(name) for name in list(values) if name in ServeConfig.model_fields}
     config = EngineConfig(**values)
-    serving.setdefault("served_model_name", model if model in preset_names() else Path(config.model).name)
+    if serving.get("served_model_name") is None:
+        serving["served_model_name"] = model if model in preset_names() else Path(config.model).name
     return config, ServeConfig(**serving)
 
 

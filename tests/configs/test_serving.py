@@ -74,6 +74,7 @@ def test_both_stand_in_one_file(tmp_path: Path) -> None:
 
 def test_a_model_is_served_by_its_presets_or_its_folders_name(tmp_path: Path) -> None:
     assert load_configs("demo")[1].served_model_name == "demo"
+    assert load_configs("demo", served_model_name=None)[1].served_model_name == "demo"
     assert load_configs("demo", served_model_name="mine")[1].served_model_name == "mine"
     folder = tmp_path / "Qwen3-8B"
     folder.mkdir()
