@@ -122,9 +122,9 @@ def compiled(source: str) -> bytes:
         return target.read_bytes()
     image = _compile(nvrtc, source)
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
-            scratch.write(image)
-        Path(scratch.name).replace(target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            (whole := Path(scratch) / target.name).write_bytes(image)
+            whole.replace(target)
     except OSError as error:  # as on a full disk: the next process compiles again
         logger.warning("a compiled kernel can't be kept in %s: %s", target.parent, error)
     return image

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pwd
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,15 @@ def test_a_kernel_that_cannot_be_kept_is_used(tmp_path: Path, monkeypatch: pytes
         def nvrtcVersion(major: object, minor: object) -> int:
             return 0
 
-    def full(**options: object) -> None:
+    def full(file: Path, image: bytes) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(driver, "_nvrtc", Compiler)
     monkeypatch.setattr(driver, "_compile", lambda nvrtc, source: b"image")
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert driver.compiled("text") == b"image"
+    assert not list(cache_folder().iterdir())
 
 
 def test_a_gpu_serves_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
