@@ -128,7 +128,7 @@ class Frontdesk:
 
 
 def _several(params: Sequence[SamplingParams]) -> list[SamplingParams]:
-    if isinstance(params, list | tuple) and all(isinstance(each, SamplingParams) for each in params):
+    if isinstance(params, Sequence) and all(isinstance(each, SamplingParams) for each in params):
         return list(params)
     raise RequestError("sampling params are a SamplingParams, or a list with one for each prompt; not " + _kind(params))
 

@@ -72,6 +72,6 @@ def _tag(function: FunctionDefinition, begin: str, end: str) -> dict[str, Any]:
 def _arguments_schema(function: FunctionDefinition) -> dict[str, Any]:
     """The parameters, as an object's also where they don't say so: no other value is a call's arguments."""
     schema = {"type": "object"} | (function.parameters or {})
-    if schema["type"] != "object":
+    if schema["type"] not in ("object", ["object"]):
         raise refused(f"the parameters of {function.name!r} have the type {schema['type']!r}, not 'object'", "tools")
     return schema
