@@ -16,7 +16,11 @@ class ModelError(PenstockError, ValueError):
 
 
 class RequestError(PenstockError, ValueError):
-    """A request can't be served; other requests go on."""
+    """A request can't be served; other requests go on. `reason` leaves out which prompt of several it is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.reason = message
 
 
 class ClusterError(PenstockError, RuntimeError):

@@ -199,7 +199,7 @@ class LLM:
                 (encoded,) = encode([prompt], self._desk.tokenizer)
                 yield self._desk.answer(index, encoded, params)
             except RequestError as error:
-                yield self._desk.refusal(index, encoded, params, getattr(error, "reason", str(error)))
+                yield self._desk.refusal(index, encoded, params, error.reason)
 
 
 def connect(name: str, address: str = "auto") -> AsyncEngine:

@@ -150,7 +150,7 @@ def arriving(llm: LLM, requests: Sequence[Request]) -> list[RequestOutput]:
             async for output in engine.generate(request.prompt_token_ids, _params(request.max_tokens)):
                 last = output
         except RequestError as error:
-            return _refused(request, getattr(error, "reason", str(error)))
+            return _refused(request, error.reason)
         return last
 
     async def answer_all() -> list[RequestOutput]:

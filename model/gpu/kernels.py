@@ -22,7 +22,7 @@ class AddingLinear(DenseLinear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
-        self._max_rows = most_rows(*weight.shape, gated=False) if bias is None and serves(weight) else 0
+        self._max_rows = _rows_of_ours(weight, bias, gated=False)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if len(x) <= self._max_rows:
@@ -37,12 +37,17 @@ class FusedGated:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
-        self._max_rows = most_rows(*weight.shape, gated=True) if bias is None and serves(weight) else 0
+        self._max_rows = _rows_of_ours(weight, bias, gated=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) <= self._max_rows:
             return product(x, self._weight, gated=True)
         return silu_mul(F.linear(x, self._weight, self._bias))
+
+
+def _rows_of_ours(weight: Tensor, bias: Tensor | None, gated: bool) -> int:
+    """Up to which `product` serves; 0 where it doesn't."""
+    return most_rows(*weight.shape, gated) if bias is None and serves(weight) else 0
 
 
 def gpu_kernels(dtype: torch.dtype) -> Kernels:

@@ -50,10 +50,10 @@ def blocks_in_memory(
     """
     device = module.rotary.device
     torch.cuda.reset_peak_memory_stats(device)
-    lengths, width = _lengths_and_width(limits)
-    cache = make_cache(len(lengths) * width)
+    num_blocks = -(-limits.max_num_batched_tokens // _longest(limits)) * _width(limits)
+    cache = make_cache(num_blocks)
     module.bind_cache(cache)
-    run_largest_step(module, sampler, limits, len(lengths) * width)
+    run_largest_step(module, sampler, limits, num_blocks)
     torch.cuda.synchronize(device)
     free, total = torch.cuda.mem_get_info(device)
     elsewhere = total - free - torch.cuda.memory_reserved(device)  # CUDA's own, NCCL's, other processes'
@@ -61,9 +61,10 @@ def blocks_in_memory(
     num_graphs = 0 if config.enforce_eager else _num_graphs(module, limits)
     reserve = _SPARE_BYTES + num_graphs * _GRAPH_BYTES
     available = int(total * config.gpu_memory_utilization) - elsewhere - peak - reserve
-    smallest = cache = make_cache(1)
+    smallest = make_cache(1)
     module.bind_cache(smallest)
     per_block = smallest.num_bytes
+    del cache  # nobody has it any more
     torch.cuda.empty_cache()
     gib = [x / (1 << 30) for x in (total, elsewhere, peak, reserve, max(available, 0))]
     log.info("memory in GiB: %.1f in all, %.1f others', %.1f a step's peak, %.1f kept, %.1f for the cache", *gib)
@@ -107,8 +108,8 @@ def run_largest_step(module: StageModule, sampler: Sampler | None, limits: StepL
 
 def _prompts(limits: StepLimits, num_blocks: int, device: torch.device) -> Batch:
     """A step filled with prompts of the greatest length; they share blocks where there are few."""
-    lengths, width = _lengths_and_width(limits)
-    tokens, longest = limits.max_num_batched_tokens, int(lengths[0])
+    tokens, longest, width = limits.max_num_batched_tokens, _longest(limits), _width(limits)
+    lengths = np.diff(np.r_[0:tokens:longest, tokens]).astype(np.int32)
     starts = np.r_[0, np.cumsum(lengths)].astype(np.int32)
     table = (np.arange(len(lengths) * width, dtype=np.int32) % num_blocks).reshape(len(lengths), width)
     positions = np.concatenate([np.arange(n) for n in lengths])
@@ -135,10 +136,14 @@ def _prompts(limits: StepLimits, num_blocks: int, device: torch.device) -> Batch
     )
 
 
-def _lengths_and_width(limits: StepLimits) -> tuple[NDArray[np.int32], int]:
-    """Of the prompts that fill the largest step, and how many blocks the longest has."""
-    tokens, longest = limits.max_num_batched_tokens, min(limits.max_model_len, limits.max_num_batched_tokens)
-    return np.diff(np.r_[0:tokens:longest, tokens]).astype(np.int32), -(-longest // limits.block_size)
+def _longest(limits: StepLimits) -> int:
+    """Tokens of the longest prompt that a step may hold whole."""
+    return min(limits.max_model_len, limits.max_num_batched_tokens)
+
+
+def _width(limits: StepLimits) -> int:
+    """Blocks of that prompt."""
+    return -(-_longest(limits) // limits.block_size)
 
 
 def _sample_all(module: StageModule, sampler: Sampler, hidden: Tensor, rows: int) -> None:

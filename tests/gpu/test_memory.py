@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.actors.in_process import PipelineDriver, start_in_process
-from penstock.actors.scheduler_settings import scheduler_config
-from penstock.configs.engine import EngineConfig
-from penstock.configs.model_config import read_model_config
+from penstock.actors.in_process import PipelineDriver
 from penstock.scheduler.messages import NewRequest
 from penstock.scheduler.plan import GREEDY, Sampling, ints
-from penstock.scheduler.scheduler import Scheduler
+
+from .test_soak import start
 
 pytestmark = pytest.mark.gpu
 NUM_BLOCKS = 2048
@@ -50,18 +48,17 @@ def ask(driver: PipelineDriver, count: int, length: int, sampling: Sampling) -> 
 @pytest.mark.parametrize("eager", [False, True], ids=["graphs", "eager"])
 def test_no_step_asks_the_driver_for_memory(tmp_path: Path, eager: bool) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    config = EngineConfig(
-        model=str(tmp_path),
+    driver = start(
+        tmp_path,
+        NUM_BLOCKS,
+        "cuda",
         load_format="dummy",
-        device="cuda",
+        dtype="bfloat16",
         max_num_seqs=64,
         max_model_len=2048,
         max_num_batched_tokens=4096,
         enforce_eager=eager,
     )
-    model_config = read_model_config(tmp_path)
-    scheduler = Scheduler(scheduler_config(config, model_config, NUM_BLOCKS))
-    driver = start_in_process(config, model_config, scheduler, NUM_BLOCKS)
     asked = times_asked()
     drawn = Sampling(temperature=0.8, top_p=0.9, seed=3, num_logprobs=5)
     for count, length, sampling in ((4, 2000, GREEDY), (1, 700, drawn), (64, 60, drawn), (64, 30, GREEDY)):
