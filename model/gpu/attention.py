@@ -1,8 +1,7 @@
-"""Attention over the paged cache by FlashAttention: version 3 on Hopper, 2 elsewhere; torch where neither is at hand.
+"""Attention over the paged cache: steps of decodes by a kernel of ours, others by FlashAttention.
 
-Steps of decodes go through `decode_attention` instead.
-
-The kernels are found at run time: `vllm.vllm_flash_attn` (vLLM's wheel) or `vllm_flash_attn` (standalone).
+That is version 3 on Hopper, 2 elsewhere, found at run time: `vllm.vllm_flash_attn` (vLLM's wheel) or `vllm_flash_attn`
+(standalone). Torch takes its place where neither is at hand.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ def find_flash_attention() -> FlashKernel | None:
             if getattr(interface, f"FA{version}_AVAILABLE", False):
                 log.info("attention by FlashAttention %d of %s", version, name)
                 return partial(interface.flash_attn_varlen_func, fa_version=version)
-    log.warning("no FlashAttention is installed (vllm_flash_attn, or vllm's): torch attends instead, slowly")
+    log.warning("no FlashAttention is installed (vllm_flash_attn, or vllm's): torch attends to prompts, slowly")
     return None
 
 
 class FlashAttention:
-    """`Attention`: chunks by one fused kernel for what comes before and FlashAttention, decodes by a kernel of ours."""
+    """`Attention`: one fused kernel for what comes before, and FlashAttention."""
 
     pads_chunks = True
 
@@ -61,12 +60,8 @@ class FlashAttention:
         self.spec = spec
         self._kernel = kernel
         self._window = [-1, -1] if spec.window is None else [spec.window - 1, 0]
-        self._num_processors = torch.cuda.get_device_properties().multi_processor_count
-        self._arrived = torch.zeros(MOST_PARTS // 2, dtype=torch.int32, device="cuda")
 
     def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
-        if batch.all_decode:
-            return self._decode(qkv, rotation, cache, batch)
         queries = rotate_and_store(qkv, rotation, self.spec, cache, batch.cache_slots)
         out = self._kernel(
             queries,
@@ -83,14 +78,27 @@ class FlashAttention:
         )
         return out.view(len(qkv), -1)
 
-    def _decode(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
+
+class DecodesApart:
+    """`Attention`: steps of decodes by a kernel of ours, others as `others` attends."""
+
+    def __init__(self, spec: AttentionSpec, others: Attention) -> None:
+        self.spec = spec
+        self.pads_chunks = others.pads_chunks
+        self._others = others
+        self._num_processors = torch.cuda.get_device_properties().multi_processor_count
+        self._arrived = torch.zeros(MOST_PARTS // 2, dtype=torch.int32, device="cuda")
+
+    def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
+        if not batch.all_decode:
+            return self._others.attend(qkv, rotation, cache, batch)
         cuts, tiling = cutting(batch.num_rows, self.spec.num_kv_heads, batch.max_seq_len, self._num_processors)
         return decode_attention(qkv, rotation, self.spec, cache, batch, self._arrived, cuts, tiling)
 
 
 def make_attention(dtype: torch.dtype, spec: AttentionSpec) -> Attention:
-    """FlashAttention where it serves the type and the head's size, else torch."""
-    kernel = find_flash_attention() if dtype in (torch.bfloat16, torch.float16) else None
-    if kernel is None or spec.head_dim > _MAX_HEAD_DIM or spec.head_dim % 8:
+    """The fastest at hand where it serves the type and the head's size, else torch."""
+    if dtype not in (torch.bfloat16, torch.float16) or spec.head_dim > _MAX_HEAD_DIM or spec.head_dim % 8:
         return TorchAttention(spec)
-    return FlashAttention(spec, kernel)
+    kernel = find_flash_attention()
+    return DecodesApart(spec, TorchAttention(spec) if kernel is None else FlashAttention(spec, kernel))

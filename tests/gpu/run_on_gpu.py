@@ -80,7 +80,7 @@ def bench(out: Path, model: str, sizes: str, name: str, arguments: list[str]) ->
 
 
 def check(out: Path) -> list[str]:
-    """All tests: the one that fills the memory, then those of engines beside those that run in one process."""
+    """All tests: the one that fills the memory, then the others side by side."""
 
     def pytest(name: str, *which: str) -> str:
         command = [sys.executable, "-m", "pytest", *which, "-m", "gpu", "-s", "--durations=8"]
@@ -88,13 +88,13 @@ def check(out: Path) -> list[str]:
             command.append(f"--timeout={HANG_S}")
         return run(out, name, command, LIMITS_S["tests"])
 
-    alone, engines = "tests/gpu/test_burst.py", "tests/gpu/test_engines.py"
-    others = ["tests/gpu", "tests/model/test_sampler_gpu.py", f"--ignore={alone}", f"--ignore={engines}"]
+    alone, engines, soak = (f"tests/gpu/test_{name}.py" for name in ("burst", "engines", "soak"))
+    others = ["tests/gpu", "tests/model/test_sampler_gpu.py", *(f"--ignore={name}" for name in (alone, engines, soak))]
     start = time.monotonic()
     summary = [pytest("tests-burst", alone)]
     with ThreadPoolExecutor() as pool:
-        beside = pool.submit(pytest, "tests-engines", engines)
-        summary += [pytest("tests-in-process", *others), beside.result()]
+        beside = [pool.submit(pytest, "tests-engines", engines), pool.submit(pytest, "tests-soak", soak)]
+        summary += [pytest("tests-in-process", *others), *(each.result() for each in beside)]
     return [*summary, f"tests: {time.monotonic() - start:.0f} s in all"]
 
 

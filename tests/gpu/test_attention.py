@@ -11,7 +11,7 @@ import torch
 from penstock.model.attention import AttentionSpec
 from penstock.model.attention_torch import TorchAttention
 from penstock.model.batch import Batch
-from penstock.model.gpu.attention import FlashAttention, find_flash_attention
+from penstock.model.gpu.attention import DecodesApart, FlashAttention, find_flash_attention
 from penstock.model.gpu.decode_attention import MOST_PARTS, cutting
 from penstock.model.gpu.trial import step_of
 from penstock.model.kv_cache import KVCache
@@ -56,7 +56,7 @@ def test_rows_get_what_plain_attention_gives_them(name: str, rows: int, longest:
     caches = [KVCache(1, num_blocks, BLOCK_SIZE, kv_heads, dim, torch.bfloat16, "cuda") for _ in range(2)]
     caches[0]._data.normal_(generator=generator)
     caches[1]._data.copy_(caches[0]._data)
-    ours = FlashAttention(spec, kernel)
+    ours = DecodesApart(spec, FlashAttention(spec, kernel))
     for again in range(2):  # what the first leaves behind is nobody's
         out = ours.attend(qkv.clone(), rotation, caches[0].layer(0), batch)
         expected = TorchAttention(spec).attend(qkv.clone(), rotation, caches[1].layer(0), batch)

@@ -14,6 +14,7 @@ from torch import Tensor
 from penstock.configs.model_config import ModelConfig
 from penstock.model.decoder import StageModule
 from penstock.model.exchange import Exchange
+from penstock.model.gpu import attention
 from penstock.model.gpu.eager import EagerLauncher
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.kv_cache import KVCache
@@ -103,6 +104,13 @@ def test_logits_are_those_of_transformers_with_and_without_graphs(tmp_path: Path
     for a, b in zip(eager, graphed, strict=True):
         assert torch.equal(a, b), "a graph gives other bits"
     torch.cuda.empty_cache()
+
+
+def test_logits_without_flash_attention_are_those_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "find_flash_attention", lambda: None)
+    test_logits_are_those_of_transformers_with_and_without_graphs(tmp_path, "qwen3")
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2"])  # without biases, and with them

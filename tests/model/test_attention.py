@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.configs.rope_config import RopeConfig
+from penstock.model import attention_torch
 from penstock.model.attention import Attention, AttentionSpec
 from penstock.model.attention_torch import TorchAttention
 from penstock.model.batch import Batch
@@ -117,6 +118,20 @@ def test_attention_is_the_formula(
     problem = make_problem(spec, dtype, ROWS, block_size)
     answer = problem.solve(make_backend(backend, spec, dtype), rope)
     torch.testing.assert_close(answer.float(), by_the_formula(problem, rope), atol=TOLERANCE[dtype], rtol=1e-2)
+
+
+def test_rows_may_be_gathered_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rope = RopeConfig(theta=1e4, rotary_dim=8)
+    for rows in ([*ROWS, (9, 1), (21, 1)], [(n, 1) for n in (50, 3, 0, 17, 31)]):
+        problem = make_problem(AttentionSpec(4, 2, 8), torch.float32, rows, 4)
+        together = problem.solve(TorchAttention(problem.spec), rope)
+        problem.batch.prepared.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(attention_torch, "_GATHERED_KEYS", 2 * 52)
+            apart = problem.solve(TorchAttention(problem.spec), rope)
+        (groups,) = problem.batch.prepared.values()
+        assert [len(table) for table, _ in groups] == [2] * (len(groups) - 1) + [1]
+        torch.testing.assert_close(apart, together)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
