@@ -1,8 +1,8 @@
 """Where a stage's time goes on this GPU: decodes of Qwen3-8B layers in a graph, kernel by kernel, and the head.
 
 `python tests/gpu/profile_stage.py [LAYERS [PART ...]]`; parts are stage, chains (kernels that start early), mixed
-(steps with prompts), attention (alone, by size of block and number of splits), products (alone, over several weights
-so that no cache holds them).
+(steps with prompts), grid (a line of JSON for `simulate_pipeline.py`: a layer's time in all kinds of steps), attention
+(alone, by size of block and number of splits), products (alone, over several weights so that no cache holds them).
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def time_ms(work: Callable[[], object], repeats: int = 40) -> float:
     return float(start.elapsed_time(end)) / repeats
 
 
-def build(num_layers: int) -> tuple[StageModule, GraphLauncher]:
-    """The model's last layers with the head, and graphs over them."""
+def build(num_layers: int, num_tokens: int = max(ROWS) * LENGTH) -> tuple[StageModule, GraphLauncher]:
+    """The model's last layers with the head, and graphs over them; the cache holds so many tokens."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(COMMON | MODELS["8b"]))
         config = read_model_config(folder)
@@ -68,7 +68,7 @@ def build(num_layers: int) -> tuple[StageModule, GraphLauncher]:
         config, layers, NoTensorParallel(), dtype=torch.bfloat16, device="cuda", first=False, last=True
     )
     dummy_weights(module, config, 0)
-    blocks = max(ROWS) * (LENGTH // BLOCK + 1)
+    blocks = num_tokens // BLOCK + LIMITS.max_num_seqs
     module.bind_cache(
         KVCache(num_layers, blocks + 1, BLOCK, config.num_key_value_heads, config.head_dim, torch.bfloat16, "cuda")
     )
@@ -167,6 +167,31 @@ def time_mixed(num_layers: int) -> None:
         print(f"{rows} rows and prompts {prompts[:2]}, {num_layers} layers: {device_ms:.2f} ms, host {host_ms:.2f} ms")
 
 
+GRID_ROWS = (1, 8, 16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 512)
+GRID_LENGTHS = (150, 400, 800)
+GRID_CHUNKS = (32, 64, 96, 128, 192, 256, 384, 448, 512, 640, 768, 1024, 1536, 2048)
+GRID_BESIDE = (0, 16, 64, 128, 256)
+
+
+def time_grid(num_layers: int) -> None:
+    """Prints a layer's time in µs, and the head's, by rows, length and prompt tokens: decodes as they are padded."""
+    module, launcher = build(num_layers, max(GRID_ROWS) * max(GRID_LENGTHS))
+
+    def layer_us(rows: int, length: int, chunk: int) -> float:
+        inputs = step_of([length] * rows + [chunk] * (chunk > 0), [1] * rows + [chunk] * (chunk > 0), LIMITS)
+        inputs.plan.block_ids = np.random.default_rng(0).permutation(inputs.plan.block_ids)
+        return time_ms(partial(run_often, launcher, StepWork(inputs)), 2) * 100 / num_layers
+
+    decodes = {f"{rows} {length}": layer_us(rows, length, 0) for rows in GRID_ROWS for length in GRID_LENGTHS}
+    mixed = {f"{rows} {chunk}": layer_us(rows, 400, chunk) for rows in GRID_BESIDE for chunk in GRID_CHUNKS}
+    heads = {}
+    for rows in GRID_ROWS:
+        hidden = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
+        heads[str(rows)] = time_ms(partial(greedy, module, hidden)) * 1e3
+    tables = {"decodes": decodes, "mixed": mixed, "heads": heads}
+    print(json.dumps({name: {key: round(us, 1) for key, us in table.items()} for name, table in tables.items()}))
+
+
 def attend_all(kernel: FlashKernel, q: Tensor, layers: list[Tensor], options: dict[str, Any]) -> None:
     """Attention in several layers, one after the other."""
     for keys, values in layers:
@@ -242,6 +267,8 @@ if __name__ == "__main__":
         profile_decodes(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
     if "mixed" in parts:
         time_mixed(int(sys.argv[1]))
+    if "grid" in parts:
+        time_grid(int(sys.argv[1]))
     if "chains" in parts:
         compare_chains(int(sys.argv[1]))
     if "attention" in parts:
