@@ -136,12 +136,12 @@ __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;
 
 // The copies of one program: `count` tiles of the weight and of x, from input `from` on.
 __device__ __forceinline__ void bring_tiles(const TensorMap *weight_map, const TensorMap *x_map, u32 ring, u32 full,
-                                            u32 empty, int first, int outputs, int from, int count, int x_rows) {
+                                            u32 empty, int first, int outputs, int from, int count, int rows) {
     const u64 stream = 0x12F0000000000000ull, stay = 0x14F0000000000000ull;  // as CUTLASS: evict first, evict last
     const int ahead = count < STAGES ? count : STAGES;
     auto bring_weight = [&](int i) {
         const u32 place = i % STAGES, barrier = full + 8 * place, to = ring + place * (W_TILE + X_TILE);
-        barrier_expect(barrier, W_TILE + x_rows * BK * 2);
+        barrier_expect(barrier, W_TILE + rows * BK * 2);
         copy_tile(to, weight_map, from + i * BK, first, barrier, stream);
         if (GATED) copy_tile(to + W_TILE / 2, weight_map, from + i * BK, outputs + first, barrier, stream);
     };
@@ -203,7 +203,7 @@ struct Sums {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     product(const __grid_constant__ TensorMap weight_map, const __grid_constant__ TensorMap x_map, bf16 *out, int rows,
-            int outputs, int inputs, int x_rows) {
+            int outputs, int inputs) {
     extern __shared__ unsigned char memory[];
     __shared__ alignas(8) u64 barriers[2 * STAGES];
     const u32 ring = (shared_address(memory) + 1023) & ~1023u;
@@ -225,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (thread >= CONSUMERS) {
         if (MOVES_REGISTERS) asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         if (thread == CONSUMERS)
-            bring_tiles(&weight_map, &x_map, ring, full, empty, first, outputs, from * BK, count, x_rows);
+            bring_tiles(&weight_map, &x_map, ring, full, empty, first, outputs, from * BK, count, rows);
         __syncwarp();
         if (SPLIT > 1) cluster_sync(), cluster_sync();
         return;

@@ -20,7 +20,6 @@ from .driver import Kernel, TensorMap, can_compile, compiled, tensor_map
 MAX_ROWS = 256
 _PADDED_ROWS = (64, 128, 160, 192, 224, MAX_ROWS)  # that a kernel is for
 _INPUTS = 64  # of a tile
-_MIN_BOX_ROWS = 16
 _MAX_STAGES = 16
 _RING_BYTES = 229_376  # of a multiprocessor's memory
 _WIDTHS = (64, 80, 96, 112, 128, 160, 192, 208, 224)
@@ -60,14 +59,13 @@ def product(
     if tiles is None:
         tiles = tiles_for(padded, len(weight), inputs, gated)
         _compile_all(len(weight), inputs, gated, residual is not None)
-    box = min(padded, max(_MIN_BOX_ROWS, 1 << (rows - 1).bit_length()))
     _kernel(padded, tiles, gated, residual is not None).launch(
         _programs(tiles, len(weight)),
         (
             _map_of(weight.data_ptr(), *weight.shape, tiles.width // (1 + gated)),
-            _map_of(x.data_ptr(), *x.shape, box),
+            _map_of(x.data_ptr(), *x.shape, rows),  # a box with rows beyond x's takes much longer
             ctypes.c_void_p(out.data_ptr()),
-            *map(ctypes.c_int, (rows, outputs, inputs, box)),
+            *map(ctypes.c_int, (rows, outputs, inputs)),
         ),
     )
     return out
