@@ -18,7 +18,7 @@ from torch import Tensor
 from .driver import Kernel, TensorMap, can_compile, compiled, tensor_map
 
 MAX_ROWS = 256
-_PADDED_ROWS = (64, 128, 160, 192, 224, MAX_ROWS)  # that a kernel is for
+_PADDED_ROWS = (64, 96, 128, 160, 192, 224, MAX_ROWS)  # that a kernel is for
 _INPUTS = 64  # of a tile
 _MAX_STAGES = 16
 _RING_BYTES = 229_376  # of a multiprocessor's memory
