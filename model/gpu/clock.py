@@ -3,6 +3,7 @@
 An event's time is measured from an anchor, an event whose host time is known. Event distances are 32-bit floats of
 milliseconds, exact to less than a microsecond within seconds, so the anchor moves along. The two clocks drift apart by
 microseconds a second; a host that waited for an event knows it over at once, which corrects the anchor as it moves.
+What is more than a drift is a host that came late.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ...scheduler.timeline import now_ns
 
 _MOVE_AFTER_NS = 1_000_000_000
 _WAKE_NS = 10_000  # from an event's completion to the return of the host's wait for it
+_MOST_DRIFT = 1e-4
 _NEVER = 1 << 62
 
 
@@ -53,7 +55,9 @@ class DeviceClock:
         """The host found the event completed at this time, having waited for it; moves the anchor now and then."""
         event_ns = self.ns(marked.end)
         self._least_lag_ns = min(self._least_lag_ns, at_ns - event_ns)
-        if event_ns - self._anchor_ns > _MOVE_AFTER_NS:
-            self._anchor, self._anchor_ns = marked.end, event_ns + self._least_lag_ns - _WAKE_NS
+        since_ns = event_ns - self._anchor_ns
+        if since_ns > _MOVE_AFTER_NS:
+            drift_ns = min(self._least_lag_ns - _WAKE_NS, int(since_ns * _MOST_DRIFT))
+            self._anchor, self._anchor_ns = marked.end, event_ns + drift_ns
             self._holder = marked
             self._least_lag_ns = _NEVER
