@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-import math
 import os
 import threading
 import time
@@ -204,14 +203,13 @@ def figures_of(spec: WorkerSpec, num_blocks: int, measured: Measured | None, bui
     layers = partition_for(config, model_config)[spec.stage_idx]
     dtype = stage_dtype(config, model_config)
     pieces = stage_weights(model_config, layers, spec.tp_rank, config.tensor_parallel_size)
-    num_weights = sum(math.prod(part.stop - part.start for part in piece.into) for piece in pieces)
     return StageFigures(
         stage_idx=spec.stage_idx,
         tp_rank=spec.tp_rank,
         first_layer=layers.start,
         last_layer=layers.stop - 1,
         num_blocks=num_blocks,
-        weight_bytes=num_weights * dtype.itemsize,
+        weight_bytes=sum(piece.num_values for piece in pieces) * dtype.itemsize,
         cache_bytes=num_blocks * bytes_per_block(config, model_config)[spec.stage_idx],
         build_s=build_s,
         step_cost=measured.step_cost if measured else None,

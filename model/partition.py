@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig
 from ..errors import ConfigError
-from .weight_map import Piece, stage_weights
+from .weight_map import stage_weights
 
 _GPU_ROWS, _GPU_LENGTH = 64, 400  # a step of decodes as it is typical: sequences, and tokens of each
 _GPU_OVERHEAD = 100_000_000  # weights that a GPU could read in the time between a layer's, or the head's, kernels
@@ -83,11 +83,4 @@ def _balanced(config: ModelConfig, num_stages: int, layer_extra: int, head_extra
 def step_costs(config: ModelConfig) -> tuple[int, int]:
     """Weights that a step reads for one layer, and for the head."""
     layer = [p for p in stage_weights(config, range(1), 0, 1) if p.parameter.startswith("layers.0.")]
-    return sum(map(_size, layer)), config.vocab_size * config.hidden_size
-
-
-def _size(piece: Piece) -> int:
-    size = 1
-    for part in piece.part:
-        size *= part.stop - part.start
-    return size
+    return sum(piece.num_values for piece in layer), config.vocab_size * config.hidden_size

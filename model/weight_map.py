@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 from ..configs.model_config import ModelConfig
 from .tensor_parallel import kv_heads_per_rank, padded_vocab_per_rank, shard
@@ -25,6 +26,11 @@ class Piece:
     tensor: str  # its name in the checkpoint
     shape: tuple[int, ...]  # of the whole tensor in the checkpoint
     part: Part
+
+    @property
+    def num_values(self) -> int:
+        """Values that are copied."""
+        return prod(each.stop - each.start for each in self.into)
 
     def cut(self, num_rows: int) -> Iterator[Piece]:
         """The same copy in steps of at most so many rows."""
