@@ -24,9 +24,9 @@ def bytes_per_block(config: EngineConfig, model_config: ModelConfig) -> list[int
     shard("attention heads", model_config.num_attention_heads, config.tensor_parallel_size)
     heads = kv_heads_per_rank(model_config.num_key_value_heads, config.tensor_parallel_size)
     dtype = stage_dtype(config, model_config)
-    layers = partition_for(config, model_config)
     return [
-        kv_cache.bytes_per_block(len(stage), config.block_size, heads, model_config.head_dim, dtype) for stage in layers
+        kv_cache.bytes_per_block(len(span.attentions), config.block_size, heads, model_config.head_dim, dtype)
+        for span in partition_for(config, model_config)
     ]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig
+from ..model.layer_span import LayerSpan
 from ..scheduler.cost import StepCost
 from .sockets import Address, Peer
 from .worker_port import WorkerName
@@ -66,8 +67,7 @@ class StageFigures:
 
     stage_idx: int
     tp_rank: int
-    first_layer: int
-    last_layer: int
+    span: LayerSpan
     num_blocks: int  # that all ranks agreed on
     weight_bytes: int
     cache_bytes: int

@@ -200,14 +200,13 @@ class StageHost:
 def figures_of(spec: WorkerSpec, num_blocks: int, measured: Measured | None, build_s: float) -> StageFigures:
     """A rank's figures: sizes from the configuration, speeds as measured."""
     config, model_config = spec.engine.config, spec.engine.model_config
-    layers = partition_for(config, model_config)[spec.stage_idx]
+    span = partition_for(config, model_config)[spec.stage_idx]
     dtype = stage_dtype(config, model_config)
-    pieces = stage_weights(model_config, layers, spec.tp_rank, config.tensor_parallel_size)
+    pieces = stage_weights(model_config, span, spec.tp_rank, config.tensor_parallel_size)
     return StageFigures(
         stage_idx=spec.stage_idx,
         tp_rank=spec.tp_rank,
-        first_layer=layers.start,
-        last_layer=layers.stop - 1,
+        span=span,
         num_blocks=num_blocks,
         weight_bytes=sum(piece.num_values for piece in pieces) * dtype.itemsize,
         cache_bytes=num_blocks * bytes_per_block(config, model_config)[spec.stage_idx],

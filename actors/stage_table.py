@@ -39,10 +39,16 @@ def stage_table(ranks: Sequence[StageFigures], num_layers: int) -> str:
 
 
 def _layers(rank: StageFigures, num_layers: int) -> str:
-    embedding = "embedding, " if rank.first_layer == 0 else ""
-    head = ", head" if rank.last_layer == num_layers - 1 else ""
-    several = f"-{rank.last_layer}" if rank.last_layer > rank.first_layer else ""
-    return f"{embedding}{rank.first_layer}{several}{head}"
+    span = rank.span
+    whole = range(span.attentions.start, span.mlps.stop)
+    parts = ["embedding"] if span.start == 0 else []
+    if span.mlps.start < whole.start:
+        parts.append(f"MLP of {span.mlps.start}")
+    if whole:
+        parts.append(f"{whole.start}-{whole.stop - 1}" if len(whole) > 1 else f"{whole.start}")
+    if span.attentions.stop > whole.stop:
+        parts.append(f"attention of {whole.stop}")
+    return ", ".join([*parts, "head"] if span.stop == 2 * num_layers else parts)
 
 
 def _typical_s(cost: StepCost) -> float:

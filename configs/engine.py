@@ -37,8 +37,8 @@ class EngineConfig(BaseModel):
 
     pipeline_parallel_size: int = Field(1, description="stages, each with a share of the layers", ge=1, le=64)
     tensor_parallel_size: int = Field(1, description="ranks that share each layer of a stage", ge=1, le=64)
-    pipeline_layer_partition: list[int] | None = Field(
-        None, description="layers of each stage, for example [5, 4, 3]; None: balanced by cost"
+    pipeline_layer_partition: list[float] | None = Field(
+        None, description="layers of each stage, halves too, for example [5, 4.5, 2.5]; None: balanced by cost"
     )
 
     max_model_len: int | None = Field(
@@ -134,13 +134,13 @@ class EngineConfig(BaseModel):
         partition, stages = self.pipeline_layer_partition, self.pipeline_parallel_size
         if partition is None:
             return None
+        named = f"pipeline_layer_partition {shown_partition(partition)}"
         if len(partition) != stages:
-            return (
-                f"pipeline_layer_partition {partition} names {len(partition)} stages, "
-                f"but pipeline_parallel_size is {stages}"
-            )
+            return f"{named} names {len(partition)} stages, but pipeline_parallel_size is {stages}"
         if min(partition) < 1:
-            return f"pipeline_layer_partition {partition} leaves a stage without layers; each needs at least 1"
+            return f"{named} leaves a stage without layers; each needs at least 1"
+        if any(2 * count % 1 for count in partition):
+            return f"{named} cuts a layer elsewhere than into halves, attention and MLP"
         return None
 
     def _plans_problem(self) -> str | None:
@@ -204,3 +204,8 @@ class EngineConfig(BaseModel):
     def tokenizer_path(self) -> str:
         """The folder that the client reads its tokenizer from."""
         return self.tokenizer or self.model
+
+
+def shown_partition(partition: list[float]) -> str:
+    """As a user writes it."""
+    return f"[{', '.join(f'{count:g}' for count in partition)}]"

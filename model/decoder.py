@@ -1,4 +1,4 @@
-"""What one rank of one stage computes: its range of layers, with the embedding or the head where it has them.
+"""What one rank of one stage computes: its span of layers, with the embedding or the head where it has them.
 
 Between stages travels one tensor, the hidden state [T, H] with every residual already added. Nothing here asks which
 stage it is: a part that a stage lacks is None.
@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from .attention import AttentionSpec
 from .batch import Batch
 from .kv_cache import KVCache, LayerCache
+from .layer_span import LayerSpan
 from .layers import GatedLinear, Linear, Place, ResidualLinear, RMSNorm, VocabEmbedding, VocabHead
 from .rope import Rotary, Rotation
 from .tensor_parallel import TensorParallel, kv_heads_per_rank, padded_vocab_per_rank, shard
@@ -54,40 +55,33 @@ class GatedMLP(nn.Module):
         self.gate_up = GatedLinear(config.hidden_size, inner, config.mlp_bias, place)
         self.down = ResidualLinear(inner, config.hidden_size, config.mlp_bias, place, tp)
 
-    def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None, _rotation: Rotation, _batch: Batch) -> Tensor:
         out: Tensor = self.down(self.gate_up(x), residual)
         return out
 
 
-class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind a norm and added to its input."""
+class HalfLayer(nn.Module):
+    """Attention or MLP, behind a norm and added to its input."""
 
-    def __init__(self, config: ModelConfig, layer: int, tp: TensorParallel, place: Place) -> None:
+    def __init__(self, config: ModelConfig, branch: SelfAttention | GatedMLP, place: Place) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
-        self.attention = SelfAttention(config, layer, tp, place)
-        self.mlp = GatedMLP(config, tp, place)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
+        self.branch = branch
 
     def forward(self, hidden: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
-        hidden = self.attention(self.attention_norm(hidden), hidden, rotation, batch)
-        out: Tensor = self.mlp(self.mlp_norm(hidden), hidden)
+        out: Tensor = self.branch(self.norm(hidden), hidden, rotation, batch)
         return out
 
 
-class SandwichLayer(DecoderLayer):
-    """With norms behind the branches too, before they are added (GLM-4)."""
+class SandwichHalf(HalfLayer):
+    """With a norm behind the branch too, before it is added (GLM-4)."""
 
-    def __init__(self, config: ModelConfig, layer: int, tp: TensorParallel, place: Place) -> None:
-        super().__init__(config, layer, tp, place)
-        self.post_attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
-        self.post_mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
+    def __init__(self, config: ModelConfig, branch: SelfAttention | GatedMLP, place: Place) -> None:
+        super().__init__(config, branch, place)
+        self.post_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
 
     def forward(self, hidden: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
-        branch = self.attention(self.attention_norm(hidden), None, rotation, batch)
-        hidden = hidden + self.post_attention_norm(branch)
-        branch = self.mlp(self.mlp_norm(hidden), None)
-        out: Tensor = hidden + self.post_mlp_norm(branch)
+        out: Tensor = hidden + self.post_norm(self.branch(self.norm(hidden), None, rotation, batch))
         return out
 
 
@@ -95,18 +89,22 @@ class StageModule(nn.Module):
     """A stage's share of the model on one rank."""
 
     def __init__(
-        self, config: ModelConfig, layer_range: range, tp: TensorParallel, place: Place, ends: tuple[bool, bool]
+        self, config: ModelConfig, span: LayerSpan, tp: TensorParallel, place: Place, ends: tuple[bool, bool]
     ) -> None:
         super().__init__()
         first, last = ends
-        self.layer_range = layer_range
+        self.span = span
         self.tp = tp
         rows = padded_vocab_per_rank(config.vocab_size, tp.size)
-        kind = SandwichLayer if config.sandwich_norms else DecoderLayer
         self.embed_tokens = VocabEmbedding(rows, config.hidden_size, place, tp) if first else None
-        layers = [kind(config, layer, tp, place) for layer in layer_range]
-        self.layers = nn.ModuleList(layers)
-        self.pads_chunks = layers[0].attention.backend.pads_chunks
+        branches = [
+            GatedMLP(config, tp, place) if half % 2 else SelfAttention(config, half // 2, tp, place)
+            for half in range(span.start, span.stop)
+        ]
+        self.attentions = [branch for branch in branches if isinstance(branch, SelfAttention)]
+        kind = SandwichHalf if config.sandwich_norms else HalfLayer
+        self.halves = nn.ModuleList(kind(config, branch, place) for branch in branches)
+        self.pads_chunks = self.attentions[0].backend.pads_chunks
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place) if last else None
         self.lm_head: VocabHead | None = None
         if last:
@@ -122,11 +120,10 @@ class StageModule(nn.Module):
                 part.finish()
 
     def bind_cache(self, cache: KVCache) -> None:
-        """Gives each layer its part of the cache; before the first step."""
-        assert cache.num_layers == len(self.layers), (cache.num_layers, len(self.layers))
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, DecoderLayer)
-            layer.attention.cache = cache.layer(index)
+        """Gives each attention its part of the cache; before the first step."""
+        assert cache.num_layers == len(self.attentions), (cache.num_layers, len(self.attentions))
+        for index, attention in enumerate(self.attentions):
+            attention.cache = cache.layer(index)
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -139,8 +136,8 @@ class StageModule(nn.Module):
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         """The stage's layers: hidden [T, H] in and out; the input may be written over."""
         rotation = self.rotary.at(batch.positions)
-        for layer in self.layers:
-            hidden = layer(hidden, rotation, batch)
+        for half in self.halves:
+            hidden = half(hidden, rotation, batch)
         return hidden
 
     @torch.inference_mode()
@@ -161,7 +158,7 @@ class StageModule(nn.Module):
 
 def build_stage_module(
     config: ModelConfig,
-    layer_range: range,
+    span: LayerSpan,
     tp: TensorParallel,
     *,
     dtype: torch.dtype,
@@ -171,12 +168,12 @@ def build_stage_module(
 ) -> StageModule:
     """An unfilled module for one rank of one stage.
 
-    Raises ConfigError for an empty or impossible range of layers, and for a tensor_parallel_size that doesn't divide
-    what it must.
+    Raises ConfigError for a span without an attention or beyond the model's layers, and for a tensor_parallel_size that
+    doesn't divide what it must.
     """
-    if not layer_range or layer_range.start < 0 or layer_range.stop > config.num_hidden_layers:
+    if not span.attentions or span.start < 0 or span.stop > 2 * config.num_hidden_layers:
         raise ConfigError(
-            f"a stage needs layers within 0 to {config.num_hidden_layers}; this one has {layer_range.start} to "
-            f"{layer_range.stop}"
+            f"a stage needs layers within 0 to {config.num_hidden_layers}, one's attention at least; this one has "
+            f"{span.start / 2:g} to {span.stop / 2:g}"
         )
-    return StageModule(config, layer_range, tp, Place.of(dtype, device), (first, last))
+    return StageModule(config, span, tp, Place.of(dtype, device), (first, last))

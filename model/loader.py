@@ -22,6 +22,7 @@ from ..configs.model_config import ModelConfig
 from ..configs.weight_files import INDEX, WHOLE, sharded
 from ..errors import ModelError
 from .decoder import StageModule
+from .layer_span import LayerSpan
 from .weight_map import EMBEDDING, HEAD, Part, Piece, stage_weights
 
 _RANDOM_ROWS = 1024  # rows that share one random stream
@@ -37,16 +38,16 @@ class WeightSource(Protocol):
 
 
 def load_weights(
-    module: StageModule, folder: str | Path, config: ModelConfig, layer_range: range, tp_rank: int, tp_size: int
+    module: StageModule, folder: str | Path, config: ModelConfig, span: LayerSpan, tp_rank: int, tp_size: int
 ) -> None:
     """Fills the module from a model folder.
 
     Raises ModelError, naming tensor and file: no safetensors, a missing or truncated file, a missing tensor, one of an
     unexpected shape, a head of its own where config.json says that the embedding is the head.
     """
-    pieces = stage_weights(config, layer_range, tp_rank, tp_size)
+    pieces = stage_weights(config, span, tp_rank, tp_size)
     with SafetensorsFolder(Path(folder)) as source:
-        if config.tie_word_embeddings and layer_range.stop == config.num_hidden_layers and source.has(HEAD):
+        if config.tie_word_embeddings and span.stop == 2 * config.num_hidden_layers and source.has(HEAD):
             _check_head(source, pieces)
         _fill(module, source, pieces)
     module.finish()
@@ -55,9 +56,7 @@ def load_weights(
 def dummy_weights(module: StageModule, config: ModelConfig, seed: int) -> None:
     """Fills the module at random. The whole model's weights are the same at any partition and tensor_parallel_size."""
     device = next(module.parameters()).device
-    _fill(
-        module, RandomWeights(seed, device), stage_weights(config, module.layer_range, module.tp.rank, module.tp.size)
-    )
+    _fill(module, RandomWeights(seed, device), stage_weights(config, module.span, module.tp.rank, module.tp.size))
     module.finish()
 
 

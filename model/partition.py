@@ -2,85 +2,92 @@
 
 from __future__ import annotations
 
-from ..configs.engine import EngineConfig
+from dataclasses import dataclass
+
+from ..configs.engine import EngineConfig, shown_partition
 from ..configs.model_config import ModelConfig
 from ..errors import ConfigError
+from .layer_span import LayerSpan
 from .weight_map import stage_weights
 
 _GPU_ROWS, _GPU_LENGTH = 64, 400  # a step of decodes as it is typical: sequences, and tokens of each
-_GPU_OVERHEAD = 100_000_000  # weights that a GPU could read in the time between a layer's, or the head's, kernels
+# Weights that a GPU could read in the time between kernels, those of an attention, an MLP and the head.
+_GPU_ATTENTION_OVERHEAD, _GPU_MLP_OVERHEAD, _GPU_HEAD_OVERHEAD = 60_000_000, 40_000_000, 100_000_000
 
 
-def partition_for(engine: EngineConfig, config: ModelConfig) -> list[range]:
-    """The engine's partition. On a GPU a layer also costs its reading of the cache, and both it and the head cost
-    their small kernels: for Qwen3-8B on an H200 the head is then 2.1 layers, and was measured to be 2.2 (LOG.md).
+@dataclass(slots=True, frozen=True)
+class StepCosts:
+    """What a step reads, in weights: for an attention, an MLP, and the head."""
+
+    attention: int
+    mlp: int
+    head: int
+
+    def of(self, span: LayerSpan) -> int:
+        """A stage's, without the head."""
+        return len(span.attentions) * self.attention + len(span.mlps) * self.mlp
+
+
+def partition_for(engine: EngineConfig, config: ModelConfig) -> list[LayerSpan]:
+    """The engine's partition. On a GPU an attention also costs its reading of the cache, and all cost their small
+    kernels: for Qwen3-8B on an H200 the head is then 2.1 layers, and was measured to be 2.2 (LOG.md).
     """
-    layer_extra = head_extra = 0
+    costs = step_costs(config)
     if engine.device == "cuda":
-        layer_extra = 2 * config.num_key_value_heads * config.head_dim * _GPU_ROWS * _GPU_LENGTH + _GPU_OVERHEAD
-        head_extra = _GPU_OVERHEAD
-    explicit = engine.pipeline_layer_partition
-    return partition_layers(config, engine.pipeline_parallel_size, explicit, layer_extra, head_extra)
+        cached = 2 * config.num_key_value_heads * config.head_dim * _GPU_ROWS * _GPU_LENGTH
+        costs = StepCosts(
+            costs.attention + cached + _GPU_ATTENTION_OVERHEAD,
+            costs.mlp + _GPU_MLP_OVERHEAD,
+            costs.head + _GPU_HEAD_OVERHEAD,
+        )
+    return partition_layers(config, engine.pipeline_parallel_size, engine.pipeline_layer_partition, costs)
 
 
 def partition_layers(
     config: ModelConfig,
     num_stages: int,
-    explicit: list[int] | None = None,
-    layer_extra: int = 0,
-    head_extra: int = 0,
-) -> list[range]:
-    """Contiguous layer ranges, one for each stage, of at least one layer.
+    explicit: list[float] | None = None,
+    costs: StepCosts | None = None,
+) -> list[LayerSpan]:
+    """Spans in turn, one for each stage, of at least one layer.
 
-    Without `explicit` the slowest stage is made as fast as it can be, a stage's cost being the weights that it reads
-    for a step: its layers', `layer_extra` for each added, and, on the last, the head's and `head_extra`. The embedding
-    costs nothing, it only looks rows up. Among equal partitions the earlier stages take more.
-    Raises ConfigError when there are more stages than layers, or when `explicit` doesn't add up.
+    `explicit` is the setting, which has been checked. Without it the slowest stage is made as fast as it can be while
+    the others share evenly, by these costs or by the weights that a step reads. The embedding costs nothing, it only
+    looks rows up. Among equal partitions the earlier stages take more.
+    Raises ConfigError for more stages than layers, and where `explicit` doesn't add up.
     """
     num_layers = config.num_hidden_layers
     if num_stages < 1 or num_stages > num_layers:
         raise ConfigError(f"{num_stages} pipeline stages can't share {num_layers} layers: each needs at least one")
-    counts = (
-        _checked(explicit, num_stages, num_layers)
-        if explicit is not None
-        else _balanced(config, num_stages, layer_extra, head_extra)
-    )
-    ranges, start = [], 0
-    for count in counts:
-        ranges.append(range(start, start + count))
-        start += count
-    return ranges
-
-
-def _checked(explicit: list[int], num_stages: int, num_layers: int) -> list[int]:
-    if len(explicit) != num_stages:
-        raise ConfigError(f"pipeline_layer_partition {explicit} names {len(explicit)} stages, there are {num_stages}")
-    if min(explicit) < 1:
-        raise ConfigError(f"pipeline_layer_partition {explicit} holds a stage without layers")
+    if explicit is None:
+        return _balanced(num_layers, num_stages, costs or step_costs(config))
     if sum(explicit) != num_layers:
-        raise ConfigError(f"pipeline_layer_partition {explicit} adds up to {sum(explicit)}, not to {num_layers} layers")
-    return explicit
+        named = f"pipeline_layer_partition {shown_partition(explicit)}"
+        raise ConfigError(f"{named} adds up to {sum(explicit):g}, not to {num_layers} layers")
+    return LayerSpan.in_turn(explicit)
 
 
-def _balanced(config: ModelConfig, num_stages: int, layer_extra: int, head_extra: int) -> list[int]:
+def _balanced(num_layers: int, num_stages: int, costs: StepCosts) -> list[LayerSpan]:
     """For each size of the last stage the others share evenly; the best of them, the larger last stage on a tie."""
-    layer, head = step_costs(config)
-    layer, head = layer + layer_extra, head + head_extra
-    num_layers = config.num_hidden_layers
     if num_stages == 1:
-        return [num_layers]
-    best: tuple[float, int] | None = None
-    for last in range(1, num_layers - num_stages + 2):
-        others = -(-(num_layers - last) // (num_stages - 1))
-        cost = max(others * layer, last * layer + head)
-        if best is None or (cost, -last) < (best[0], -best[1]):
-            best = (cost, last)
-    assert best is not None
-    share, extra = divmod(num_layers - best[1], num_stages - 1)
-    return [share + (stage < extra) for stage in range(num_stages - 1)] + [best[1]]
+        return [LayerSpan.of(range(num_layers))]
+    found = []
+    for last in range(2, 2 * (num_layers - num_stages + 1) + 1):  # halves
+        share, extra = divmod(2 * num_layers - last, num_stages - 1)
+        halves = [share + (stage < extra) for stage in range(num_stages - 1)] + [last]
+        found.append(LayerSpan.in_turn(count / 2 for count in halves))
+
+    def slowest(spans: list[LayerSpan]) -> tuple[int, int]:
+        return max(*map(costs.of, spans[:-1]), costs.of(spans[-1]) + costs.head), spans[-1].start
+
+    return min(found, key=slowest)
 
 
-def step_costs(config: ModelConfig) -> tuple[int, int]:
-    """Weights that a step reads for one layer, and for the head."""
-    layer = [p for p in stage_weights(config, range(1), 0, 1) if p.parameter.startswith("layers.0.")]
-    return sum(piece.num_values for piece in layer), config.vocab_size * config.hidden_size
+def step_costs(config: ModelConfig) -> StepCosts:
+    """The weights that a step reads."""
+
+    def of_half(half: int) -> int:
+        pieces = stage_weights(config, LayerSpan(half, half + 1), 0, 1)
+        return sum(piece.num_values for piece in pieces if piece.parameter.startswith("halves."))
+
+    return StepCosts(of_half(0), of_half(1), config.vocab_size * config.hidden_size)

@@ -25,6 +25,7 @@ from .gpu.measure import Measured, device_figures
 from .grammar_compiler import GrammarCompiler
 from .kv_cache import KVCache
 from .launch import DirectLauncher, Launcher
+from .layer_span import LayerSpan
 from .limits import StepLimits
 from .loader import dummy_weights, load_weights
 from .logprobs import PromptLogprobs
@@ -177,8 +178,7 @@ class _StageBuilder:
             last=self.is_last,
             max_unretired=config.unretired_plans,
         )
-        layers = partition_for(config, model_config)
-        self.module = self._module(layers[stage_idx])
+        self.module = self._module(partition_for(config, model_config)[stage_idx])
         self.sampler: Sampler | None = None
         self.measured: Measured | None = None
 
@@ -188,11 +188,11 @@ class _StageBuilder:
             num_slots, vocab_size = self.config.max_num_seqs, self.model_config.vocab_size
             self.sampler = Sampler(num_slots, vocab_size, self.torch_device, grammars)
 
-    def _module(self, layers: range) -> StageModule:
+    def _module(self, span: LayerSpan) -> StageModule:
         config, model_config, tp = self.config, self.model_config, self.ports.tensor_parallel
         module = build_stage_module(
             model_config,
-            layers,
+            span,
             tp,
             dtype=self.dtype,
             device=self.torch_device,
@@ -202,7 +202,7 @@ class _StageBuilder:
         if config.load_format == "dummy":
             dummy_weights(module, model_config, config.seed)
         else:
-            load_weights(module, config.model, model_config, layers, tp.rank, tp.size)
+            load_weights(module, config.model, model_config, span, tp.rank, tp.size)
         return module
 
     def launcher(self, num_blocks: int, agree: Callable[[int], int] | None) -> Launcher:
@@ -234,7 +234,7 @@ class _StageBuilder:
         model_config = self.model_config
         heads = kv_heads_per_rank(model_config.num_key_value_heads, self.ports.tensor_parallel.size)
         return KVCache(
-            len(self.module.layer_range),
+            len(self.module.attentions),
             num_blocks,
             self.config.block_size,
             heads,

@@ -1,7 +1,7 @@
 """Which part of which checkpoint tensor fills which part of a stage's parameters, for one rank.
 
-A pure function of the configuration, the layer range and the rank: the loader, random weights and size estimates read
-the same list. Checkpoint names are the Hugging Face ones, parameter names are `StageModule`'s.
+A pure function of the configuration, the span of layers and the rank: the loader, random weights and size estimates
+read the same list. Checkpoint names are the Hugging Face ones, parameter names are `StageModule`'s.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from ..configs.model_config import ModelConfig
+from .layer_span import LayerSpan
 from .tensor_parallel import kv_heads_per_rank, padded_vocab_per_rank, shard
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # in checkpoints
+_ATTENTION_NORMS = "input_layernorm", "post_self_attn_layernorm"
+_MLP_NORMS = "post_attention_layernorm", "post_mlp_layernorm"  # before the branch, and behind it (GLM-4)
 Part = tuple[slice, ...]  # for each dimension, start and stop
 
 
@@ -53,15 +56,15 @@ class Rows:
     offset: int = 0  # among the rank's own outputs
 
 
-def stage_weights(config: ModelConfig, layer_range: range, tp_rank: int, tp_size: int) -> list[Piece]:
+def stage_weights(config: ModelConfig, span: LayerSpan, tp_rank: int, tp_size: int) -> list[Piece]:
     """Every piece of a rank's share. The first layer brings the embedding with it, the last one the norm and head."""
     weights = _RankWeights(config, tp_rank, tp_size)
     pieces: list[Piece] = []
-    first, last = layer_range.start == 0, layer_range.stop == config.num_hidden_layers
+    first, last = span.start == 0, span.stop == 2 * config.num_hidden_layers
     if first:
         pieces += weights.vocabulary("embed_tokens.weight", EMBEDDING)
-    for index, layer in enumerate(layer_range):
-        pieces += weights.layer(f"layers.{index}.", f"model.layers.{layer}.")
+    for index, half in enumerate(range(span.start, span.stop)):
+        pieces += weights.half(f"halves.{index}.", f"model.layers.{half // 2}.", is_mlp=half % 2 == 1)
     if last:
         pieces.append(weights.whole("norm.weight", "model.norm.weight", config.hidden_size))
         if not (first and config.tie_word_embeddings):
@@ -77,17 +80,16 @@ class _RankWeights:
         self.rank = tp_rank
         self.size = tp_size
 
-    def layer(self, to: str, source: str) -> Iterator[Piece]:
-        yield from self._norms(to, source)
-        yield from self._attention(f"{to}attention.", f"{source}self_attn.")
-        yield from self._mlp(f"{to}mlp.", f"{source}mlp.")
-
-    def _norms(self, to: str, source: str) -> Iterator[Piece]:
-        names = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    def half(self, to: str, source: str, is_mlp: bool) -> Iterator[Piece]:
+        """Attention or MLP of a layer, with its norms."""
+        before, behind = _MLP_NORMS if is_mlp else _ATTENTION_NORMS
+        yield self.whole(f"{to}norm.weight", f"{source}{before}.weight", self.config.hidden_size)
         if self.config.sandwich_norms:
-            names |= {"post_attention_norm": "post_self_attn_layernorm", "post_mlp_norm": "post_mlp_layernorm"}
-        for ours, theirs in names.items():
-            yield self.whole(f"{to}{ours}.weight", f"{source}{theirs}.weight", self.config.hidden_size)
+            yield self.whole(f"{to}post_norm.weight", f"{source}{behind}.weight", self.config.hidden_size)
+        if is_mlp:
+            yield from self._mlp(f"{to}branch.", f"{source}mlp.")
+        else:
+            yield from self._attention(f"{to}branch.", f"{source}self_attn.")
 
     def _attention(self, to: str, source: str) -> Iterator[Piece]:
         config, dim = self.config, self.config.head_dim

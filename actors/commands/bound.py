@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...configs.model_config import ModelConfig
+from ...model.layer_span import LayerSpan
 from ...model.partition import step_costs
 from ...model.stage import stage_dtype
 from ..engine import EngineHandle
@@ -45,25 +46,24 @@ def bound_tokens_per_s(
     config: ModelConfig,
     requests: Sequence[Request],
     at_once: int,
-    layers: Sequence[int],
+    spans: Sequence[LayerSpan],
     speed: Speed,
     bytes_per_weight: int = 2,
 ) -> float:
-    """Output tokens per second of stages with so many layers each, the head on the last."""
+    """Output tokens per second of stages with these layers, the head on the last."""
     prompts = np.array([len(each.prompt_token_ids) for each in requests])
     outputs = np.array([each.max_tokens for each in requests])
     rows, prompt_tokens = _rounds(prompts, outputs, at_once)
     tokens = rows + prompt_tokens
-    cohorts = np.minimum(rows, len(layers))
-    layer, head = step_costs(config)
-    first = np.cumsum([0, *layers])
+    cohorts = np.minimum(rows, len(spans))
+    costs = step_costs(config)
     stages_s = []
-    for index, num_layers in enumerate(layers):
-        own_head = head if index == len(layers) - 1 else 0
-        reading_s = cohorts * (num_layers * layer + own_head) * bytes_per_weight / speed.bytes_per_s
-        arithmetic_s = 2 * (num_layers * layer * tokens + own_head * rows) / speed.flops_per_s
-        held = range(int(first[index]), int(first[index + 1]))
-        cached = sum(_cached_tokens_read(prompts, outputs, config.window_of(each)) for each in held)
+    for span in spans:
+        own_head = costs.head if span is spans[-1] else 0
+        weights = costs.of(span)
+        reading_s = cohorts * (weights + own_head) * bytes_per_weight / speed.bytes_per_s
+        arithmetic_s = 2 * (weights * tokens + own_head * rows) / speed.flops_per_s
+        cached = sum(_cached_tokens_read(prompts, outputs, config.window_of(each)) for each in span.attentions)
         cache_bytes = cached * 2 * config.num_key_value_heads * config.head_dim * bytes_per_weight
         stages_s.append(float(np.maximum(reading_s, arithmetic_s).sum()) + cache_bytes / speed.bytes_per_s)
     return float(outputs.sum() / max(*stages_s, max(each.arrival_s for each in requests)))
@@ -107,7 +107,7 @@ def bound_of(engine: EngineHandle, requests: Sequence[Request], at_once: int) ->
         model_config,
         requests,
         min(at_once, config.max_num_seqs),
-        [rank.last_layer - rank.first_layer + 1 for rank in ranks if rank.tp_rank == 0],
+        [rank.span for rank in ranks if rank.tp_rank == 0],
         Speed(width * min(bandwidths), width * min(rates)),
         stage_dtype(config, model_config).itemsize,
     )

@@ -79,12 +79,12 @@ def _kind(field: FieldInfo) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if list[str] in types_:
         return {"action": "append", "metavar": "TEXT"}
-    read = _integers if list[int] in types_ else str
+    read = _numbers if list[float] in types_ else str
     return {"type": _or_none(read) if NoneType in types_ else read, "metavar": _metavar(types_)}
 
 
 def _metavar(types_: tuple[Any, ...]) -> str:
-    if list[int] in types_:
+    if list[float] in types_:
         return "N,N,..."
     choices = [value for each in types_ if get_origin(each) is Literal for value in get_args(each)]
     if choices:
@@ -105,11 +105,11 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
-def _integers(text: str) -> list[int]:
+def _numbers(text: str) -> list[float]:
     try:
-        return [int(part) for part in text.strip("[]").split(",")]
+        return [float(part) for part in text.strip("[]").split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of integers like 5,4,3") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers like 5,4.5,2.5") from None
 
 
 def add_settings(parser: Parser, default_model: str | None = "demo") -> None:

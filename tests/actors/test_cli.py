@@ -72,7 +72,7 @@ def test_the_help_says_the_defaults_that_a_command_has(engine: FakeEngine, capsy
         (["generate", "--model", "demo"], 2, "MODEL comes without a flag: penstock generate MODEL"),
         (["serve", "--model=demo"], 2, "MODEL comes without a flag: penstock serve MODEL"),
         (["generate", "demo", "more"], 2, "unexpected argument 'more'"),
-        (["generate", "--pipeline-layer-partition", "a"], 2, "'a' is no list of integers"),
+        (["generate", "--pipeline-layer-partition", "a"], 2, "'a' is no list of numbers"),
         (["generate", "--block-size", "0"], 1, "block_size is '0': input should be greater than or equal to 1"),
         (["generate", "--temperature", "-1"], 1, "temperature is '-1'"),
         (["generate", "nowhere"], 1, "no such model: 'nowhere'"),

@@ -22,6 +22,7 @@ import ray
 from penstock.actors.engine import EngineHandle, find_engine, start_engine
 from penstock.configs.engine import EngineConfig
 from penstock.errors import ClusterError, ConfigError, EngineDeadError, EngineNotFoundError, RequestError
+from penstock.model.layer_span import LayerSpan
 from penstock.scheduler.record import replay
 
 from .rig import Answers, eventually, fake_output, request
@@ -103,7 +104,7 @@ def test_what_stages_have_and_measure_reaches_the_engine_and_the_slowest_is_plan
     with start(tiny_folder, builder, pipeline_parallel_size=2, **settings) as handle:
         serve(handle)
         first, last = handle.stages
-        assert (first.first_layer, first.last_layer, last.first_layer, last.last_layer) == (0, 4, 5, 7)
+        assert (first.span, last.span) == tuple(LayerSpan.in_turn([5, 3]))
         assert (first.num_blocks, first.cache_bytes) == (20, 20 * 5 * 2 * 16 * 2 * 16 * 4)
         assert (first.bytes_per_s, first.flops_per_s) == (4e12, 6e14)
         assert first.weight_bytes > last.weight_bytes > 0

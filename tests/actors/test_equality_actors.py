@@ -106,7 +106,7 @@ def test_greedy_tokens_over_actors_equal_those_of_transformers(
         model=str(folder),
         pipeline_parallel_size=case["stages"],
         tensor_parallel_size=case["ranks"],
-        pipeline_layer_partition=[1, layers - 3, 2] if case["stages"] == 3 else None,
+        pipeline_layer_partition=[1.5, layers - 3, 1.5] if case["stages"] == 3 else None,
         async_scheduling=case["async_on"],
         enable_prefix_caching=case["prefix_on"],
         num_kv_blocks=case["num_blocks"],

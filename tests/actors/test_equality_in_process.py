@@ -80,8 +80,8 @@ def run_one(family: Family, stages: int, ranks: int, async_on: bool, prefix_on: 
     check_case(family, config, num_blocks=15 if small_cache else 80)
 
 
-def uneven(num_layers: int, stages: int) -> list[int] | None:
-    return [1, num_layers - 3, 2] if stages == 3 else None
+def uneven(num_layers: int, stages: int) -> list[float] | None:
+    return [1.5, num_layers - 3, 1.5] if stages == 3 else None
 
 
 def check_case(family: Family, config: EngineConfig, num_blocks: int) -> None:

@@ -23,6 +23,7 @@ from penstock.configs.rope_config import RopeConfig
 from penstock.model.batch import Batch
 from penstock.model.decoder import StageModule, build_stage_module
 from penstock.model.kv_cache import KVCache
+from penstock.model.layer_span import LayerSpan
 from penstock.model.loader import dummy_weights
 from penstock.model.tensor_parallel import NoTensorParallel
 from penstock.scheduler.mirror import Mirror
@@ -51,7 +52,7 @@ QWEN3_110M = ModelConfig(
 def build(config: ModelConfig, dtype: torch.dtype, num_blocks: int) -> StageModule:
     """The whole model as one stage, with a cache of finite noise."""
     layers = range(config.num_hidden_layers)
-    module = build_stage_module(config, layers, NoTensorParallel(), dtype=dtype, first=True, last=True)
+    module = build_stage_module(config, LayerSpan.of(layers), NoTensorParallel(), dtype=dtype, first=True, last=True)
     dummy_weights(module, config, 0)
     cache = KVCache(len(layers), num_blocks, BLOCK_SIZE, config.num_key_value_heads, config.head_dim, dtype)
     module.bind_cache(cache)

@@ -32,6 +32,7 @@ def test_a_name_like_no_setting_lists_those_that_there_are() -> None:
         ("name", "a/b", "name is 'a/b'"),
         ("max_unretired_plans", 3, "max_unretired_plans is 3: with pipeline_parallel_size 1 it must be 2"),
         ("pipeline_layer_partition", [4, 4], r"\[4, 4\] names 2 stages, but pipeline_parallel_size is 1"),
+        ("pipeline_layer_partition", [4.2], r"\[4.2\] cuts a layer elsewhere than into halves"),
         ("stage_timeout_s", 0.3, "stage_timeout_s 0.3 is below two heartbeats .*0.25"),
         ("min_prefill_tokens", 4096, "min_prefill_tokens 4096 is above max_prefill_tokens 2048"),
     ],

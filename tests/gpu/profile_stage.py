@@ -34,6 +34,7 @@ from penstock.model.gpu.clock import timing_event
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.gpu.trial import step_of
 from penstock.model.kv_cache import KVCache
+from penstock.model.layer_span import LayerSpan
 from penstock.model.limits import StepLimits
 from penstock.model.loader import dummy_weights
 from penstock.model.sampler import largest_of
@@ -63,9 +64,9 @@ def build(num_layers: int, num_tokens: int = max(ROWS) * LENGTH) -> tuple[StageM
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(COMMON | MODELS["8b"]))
         config = read_model_config(folder)
-    layers = range(config.num_hidden_layers - num_layers, config.num_hidden_layers)
+    span = LayerSpan.of(range(config.num_hidden_layers - num_layers, config.num_hidden_layers))
     module = build_stage_module(
-        config, layers, NoTensorParallel(), dtype=torch.bfloat16, device="cuda", first=False, last=True
+        config, span, NoTensorParallel(), dtype=torch.bfloat16, device="cuda", first=False, last=True
     )
     dummy_weights(module, config, 0)
     blocks = num_tokens // BLOCK + LIMITS.max_num_seqs

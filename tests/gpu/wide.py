@@ -12,6 +12,7 @@ from torch import Tensor
 
 from penstock.configs.model_config import ModelConfig, read_model_config
 from penstock.model.decoder import StageModule, build_stage_module
+from penstock.model.layer_span import LayerSpan
 from penstock.model.loader import _fill
 from penstock.model.tensor_parallel import NoTensorParallel, TensorParallel
 from penstock.model.weight_map import Piece, stage_weights
@@ -84,8 +85,8 @@ def wide_model(folder: Path, name: str, num_layers: int = 2) -> tuple[Any, Model
 
 def our_module(config: ModelConfig, tensors: dict[str, Tensor], tp: TensorParallel | None = None) -> StageModule:
     """All layers as one stage, or a rank's share of them, in bfloat16 on the GPU."""
-    layers, tp = range(config.num_hidden_layers), tp or NoTensorParallel()
-    module = build_stage_module(config, layers, tp, dtype=torch.bfloat16, device="cuda", first=True, last=True)
-    _fill(module, StateDict(tensors), stage_weights(config, layers, tp.rank, tp.size))
+    span, tp = LayerSpan.of(range(config.num_hidden_layers)), tp or NoTensorParallel()
+    module = build_stage_module(config, span, tp, dtype=torch.bfloat16, device="cuda", first=True, last=True)
+    _fill(module, StateDict(tensors), stage_weights(config, span, tp.rank, tp.size))
     module.finish()
     return module

@@ -15,6 +15,7 @@ from penstock.configs.model_config import ModelConfig
 from penstock.model.batch import Batch
 from penstock.model.decoder import StageModule, build_stage_module
 from penstock.model.kv_cache import KVCache
+from penstock.model.layer_span import LayerSpan
 from penstock.model.loader import dummy_weights, load_weights
 from penstock.model.partition import partition_layers
 from penstock.model.tensor_parallel import (
@@ -31,17 +32,17 @@ NUM_BLOCKS = 64
 
 
 def build_module(
-    config: ModelConfig, layers: range, tp: TensorParallel, source: Path | int, dtype: torch.dtype = torch.float32
+    config: ModelConfig, span: LayerSpan, tp: TensorParallel, source: Path | int, dtype: torch.dtype = torch.float32
 ) -> StageModule:
     """A loaded module with a cache; `source` is a model folder, or the seed of random weights."""
-    first, last = layers.start == 0, layers.stop == config.num_hidden_layers
-    module = build_stage_module(config, layers, tp, dtype=dtype, first=first, last=last)
+    first, last = span.start == 0, span.stop == 2 * config.num_hidden_layers
+    module = build_stage_module(config, span, tp, dtype=dtype, first=first, last=last)
     if isinstance(source, int):
         dummy_weights(module, config, source)
     else:
-        load_weights(module, source, config, layers, tp.rank, tp.size)
+        load_weights(module, source, config, span, tp.rank, tp.size)
     kv_heads = kv_heads_per_rank(config.num_key_value_heads, tp.size)
-    module.bind_cache(KVCache(len(layers), NUM_BLOCKS, BLOCK_SIZE, kv_heads, config.head_dim, dtype))
+    module.bind_cache(KVCache(len(span.attentions), NUM_BLOCKS, BLOCK_SIZE, kv_heads, config.head_dim, dtype))
     return module
 
 
@@ -60,7 +61,7 @@ class Pipeline:
         tps: list[TensorParallel] = [NoTensorParallel()]
         if self.tp_size > 1:
             tps = list(ThreadTensorParallel.group(self.tp_size))
-        self.ranks = [[build_module(self.config, layers, tp, self.source) for layers in partition] for tp in tps]
+        self.ranks = [[build_module(self.config, span, tp, self.source) for span in partition] for tp in tps]
 
     def logits(self, batch: Callable[[], Batch]) -> Tensor:
         """The step's logits [T, V], which all ranks must agree on."""

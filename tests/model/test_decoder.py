@@ -15,6 +15,7 @@ from penstock.configs.rope_config import RopeConfig
 from penstock.errors import ConfigError
 from penstock.model.decoder import build_stage_module
 from penstock.model.kernels import TORCH_KERNELS
+from penstock.model.layer_span import LayerSpan
 from penstock.model.tensor_parallel import NoTensorParallel, ThreadTensorParallel
 from penstock.scheduler.plan import ints
 
@@ -113,10 +114,11 @@ QWEN2 = ModelConfig(
 )
 
 
-@pytest.mark.parametrize("layers", [range(3, 3), range(1, 6), range(-1, 2)])
-def test_a_stage_without_layers_or_with_others_than_the_models_is_refused(layers: range) -> None:
-    with pytest.raises(ConfigError, match=f"0 to 5.*{layers.start} to {layers.stop}"):
-        build_stage_module(QWEN2, layers, NoTensorParallel(), dtype=torch.float32, first=False, last=False)
+@pytest.mark.parametrize("halves", [(6, 6), (7, 8), (2, 12), (-2, 4)])
+def test_a_stage_without_layers_or_with_others_than_the_models_is_refused(halves: tuple[int, int]) -> None:
+    span = LayerSpan(*halves)
+    with pytest.raises(ConfigError, match=f"0 to 5.* {span.start / 2:g} to {span.stop / 2:g}$"):
+        build_stage_module(QWEN2, span, NoTensorParallel(), dtype=torch.float32, first=False, last=False)
 
 
 @pytest.mark.parametrize(
@@ -131,4 +133,4 @@ def test_a_stage_without_layers_or_with_others_than_the_models_is_refused(layers
 def test_ranks_that_do_not_divide_the_model_are_refused_with_both_numbers(tp_size: int, message: str) -> None:
     tp = ThreadTensorParallel.group(tp_size)[0]
     with pytest.raises(ConfigError, match=message):
-        build_stage_module(QWEN2, range(1, 2), tp, dtype=torch.float32, first=False, last=False)
+        build_stage_module(QWEN2, LayerSpan(2, 4), tp, dtype=torch.float32, first=False, last=False)

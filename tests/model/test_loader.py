@@ -15,6 +15,7 @@ from penstock.configs.model_config import ModelConfig, read_model_config
 from penstock.errors import ModelError
 from penstock.model import loader
 from penstock.model.decoder import build_stage_module
+from penstock.model.layer_span import LayerSpan
 from penstock.model.loader import RandomWeights, load_weights
 from penstock.model.tensor_parallel import NoTensorParallel, ThreadTensorParallel
 from penstock.model.weight_map import Piece, stage_weights
@@ -37,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 def load(folder: Path) -> ModelConfig:
     config = read_model_config(folder)
-    build_module(config, range(config.num_hidden_layers), NoTensorParallel(), folder)
+    build_module(config, LayerSpan.of(range(config.num_hidden_layers)), NoTensorParallel(), folder)
     return config
 
 
@@ -103,10 +104,10 @@ def test_a_rank_reads_its_own_layers_and_slices_only(folder: Path, monkeypatch: 
     config, reads, opened = read_model_config(folder), dict[str, int](), safe_open
     monkeypatch.setattr(loader, "safe_open", lambda *a, **k: CountingFile(opened(*a, **k), reads))
     tp = ThreadTensorParallel.group(2)[1]
-    layers = range(2, 4)
-    module = build_stage_module(config, layers, tp, dtype=torch.float32, first=False, last=False)
+    span = LayerSpan.of(range(2, 4))
+    module = build_stage_module(config, span, tp, dtype=torch.float32, first=False, last=False)
     size = sum(parameter.numel() for parameter in module.parameters())
-    load_weights(module, folder, config, layers, 1, 2)
+    load_weights(module, folder, config, span, 1, 2)
     assert {name.split(".")[2] for name in reads} == {"2", "3"}
     assert sum(reads.values()) == size
 
@@ -183,9 +184,10 @@ def test_an_index_without_a_tensor_is_refused(folder: Path) -> None:
 
 def test_a_parameter_that_nothing_fills_is_an_error(folder: Path) -> None:
     config = read_model_config(folder)
-    module = build_stage_module(config, range(1, 3), NoTensorParallel(), dtype=torch.float32, first=False, last=False)
-    with pytest.raises(ModelError, match=r"nothing fills .* of layers\.1\."):
-        load_weights(module, folder, config, range(1, 2), 0, 1)
+    span, shorter = LayerSpan(2, 6), LayerSpan(2, 5)
+    module = build_stage_module(config, span, NoTensorParallel(), dtype=torch.float32, first=False, last=False)
+    with pytest.raises(ModelError, match=r"nothing fills .* of halves\.3\."):
+        load_weights(module, folder, config, shorter, 0, 1)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "glm4"])
@@ -212,9 +214,9 @@ def test_a_part_of_a_random_tensor_is_that_part_of_the_whole() -> None:
 def test_the_ranks_pieces_together_are_the_whole_model(folder: Path) -> None:
     config = read_model_config(folder)
     seen: dict[str, torch.Tensor] = {}
-    for layers in (range(4), range(4, 6)):
+    for span in LayerSpan.in_turn([3.5, 2.5]):
         for rank in range(2):
-            for piece in stage_weights(config, layers, rank, 2):
+            for piece in stage_weights(config, span, rank, 2):
                 if piece.tensor:
                     seen.setdefault(piece.tensor, torch.zeros(piece.shape))[piece.part] += 1
     stored = load_file(folder / "model.safetensors")
