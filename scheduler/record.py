@@ -7,6 +7,7 @@ each call that can change a plan, in the order of the calls. A run that was cut 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,27 +83,37 @@ def replay(path: str | Path) -> ReplayReport:
     """
     with open(path, "rb") as file:
         records = _records(file, path)
-        scheduler = Scheduler(_read_header(next(records, None), path))
-        report = ReplayReport()
-        for name, *values in records:
+        with _reading(path, "its settings"):
+            config = _read_header(next(records, None), path)
+        scheduler, report = Scheduler(config), ReplayReport()
+        for record in records:
             report.num_calls += 1
+            with _reading(path, f"call {report.num_calls}"):
+                name, arguments = _read_call(record)
             if name == "schedule":
-                _replay_plan(scheduler, values[0], report)
-            elif name in _CALLS:
-                _CALLS[name](scheduler, *values)
+                _replay_plan(scheduler, arguments[0], report, path)
             else:
-                raise ConfigError(f"{path} is damaged: call {report.num_calls} is {name!r}")
+                _CALLS[name](scheduler, *arguments)
             scheduler.take_events()
             if report.difference is not None:
                 break
     return report
 
 
-def _records(file: BinaryIO, path: str | Path) -> Iterator[list[Any]]:
+@contextmanager
+def _reading(path: str | Path, what: str) -> Iterator[None]:
+    """Damage that shows where a file is read becomes a ConfigError; what the scheduler raises stays as it is."""
     try:
+        yield
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, msgpack.exceptions.UnpackException) as error:
+        raise ConfigError(f"{path} is damaged: {what}: {error}") from None
+
+
+def _records(file: BinaryIO, path: str | Path) -> Iterator[object]:
+    with _reading(path, "no MessagePack"):
         yield from msgpack.Unpacker(file, raw=False, strict_map_key=False)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from None
 
 
 def _read_header(header: object, path: str | Path) -> SchedulerConfig:
@@ -116,13 +127,28 @@ def _read_header(header: object, path: str | Path) -> SchedulerConfig:
     return SchedulerConfig(step_cost=step_cost, **settings)
 
 
-def _replay_plan(scheduler: Scheduler, recorded: bytes | None, report: ReplayReport) -> None:
+def _read_call(record: Any) -> tuple[str, list[Any]]:
+    """A call's name and arguments."""
+    name, *values = record
+    if name == "add":
+        return name, [_decode_request(values)]
+    if name == "update":
+        return name, [decode_result(*values)]
+    if name == "schedule" and len(values) == 1 and isinstance(values[0], bytes | None):
+        return name, values
+    if name in _TEXTS and len(values) == _TEXTS[name] and all(isinstance(value, str) for value in values):
+        return name, values
+    raise ValueError(f"{_short(record)} is no call")
+
+
+def _replay_plan(scheduler: Scheduler, recorded: bytes | None, report: ReplayReport, path: str | Path) -> None:
     plan = scheduler.schedule()
     replayed = None if plan is None else encode_plan(plan)
     report.num_plans += recorded is not None
     report.num_plan_bytes += len(recorded or b"")
     if replayed != recorded:
-        report.difference = _difference(recorded, replayed, report.num_calls)
+        with _reading(path, f"call {report.num_calls}"):
+            report.difference = _difference(recorded, replayed, report.num_calls)
 
 
 def _difference(recorded: bytes | None, replayed: bytes | None, num_calls: int) -> str:
@@ -166,7 +192,7 @@ def _encode_request(request: NewRequest) -> list[Any]:
     ]
 
 
-def _decode_request(values: tuple[Any, ...]) -> NewRequest:
+def _decode_request(values: list[Any]) -> NewRequest:
     client_id, request_id, prompt, max_tokens, sampling, stop_token_ids, eos_token_ids, ignore_eos = values
     return NewRequest(
         request_id=request_id,
@@ -181,9 +207,10 @@ def _decode_request(values: tuple[Any, ...]) -> NewRequest:
 
 
 _CALLS: dict[str, Callable[..., None]] = {
-    "add": lambda scheduler, *values: scheduler.add_request(_decode_request(values)),
+    "add": Scheduler.add_request,
     "abort": Scheduler.abort,
     "abort_client": Scheduler.abort_client,
-    "update": lambda scheduler, data: scheduler.update(decode_result(data)),
+    "update": Scheduler.update,
     "fail_all": Scheduler.fail_all,
 }
+_TEXTS = {"abort": 2, "abort_client": 1, "fail_all": 1}  # calls whose arguments are so many texts

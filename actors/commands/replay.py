@@ -16,9 +16,12 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(prog="penstock replay", description=__doc__)
     parser.add_argument("file", type=Path, help="what `--record FILE` of another command has written")
     file: Path = parser.parse(arguments).file
-    if not file.is_file():
+    if not file.exists():
         raise ConfigError(f"no such record: {file}")
-    report = replay(file)
+    try:
+        report = replay(file)
+    except OSError as error:
+        raise ConfigError(f"{file} can't be read: {error.strerror}") from None
     if report.difference is not None:
         print(f"penstock: {report.difference}", file=sys.stderr)
         return 1

@@ -183,6 +183,11 @@ def test_what_is_no_record_is_named(
     assert message in capsys.readouterr().err
 
 
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(tmp_path)]) == 1
+    assert f"{tmp_path} can't be read: Is a directory" in capsys.readouterr().err
+
+
 def test_a_block_of_lines_is_redrawn_in_place(capsys: pytest.CaptureFixture[str]) -> None:
     view = Redrawn(["one", "three"])
     view.update(1, "grows", finished=True)

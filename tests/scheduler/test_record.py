@@ -126,6 +126,40 @@ def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes) -> 
         replay(path)
 
 
+@pytest.mark.parametrize(
+    ("at", "damaged"),
+    [
+        (0, ["penstock record", 3, {"num_stage": 3}]),
+        (0, ["penstock record", 3, 7]),
+        (1, 7),
+        (1, []),
+        (1, ["start"]),
+        (1, ["add", "client"]),
+        (1, ["add", "client", "a", b"123", 5, [], [], [], False]),
+        (1, ["abort", "client"]),
+        (1, ["abort_client", ["client"]]),
+        (1, ["schedule", 7]),
+        (1, ["schedule", b"plan"]),
+        (1, ["update", b"result"]),
+        (1, ["fail_all", None]),
+    ],
+)
+def test_damage_is_named_as_such_wherever_it_is(record: Path, at: int, damaged: object) -> None:
+    records = list(msgpack.Unpacker(io.BytesIO(record.read_bytes()), raw=False))
+    records[at] = damaged
+    record.write_bytes(b"".join(msgpack.packb(x) for x in records))
+    with pytest.raises(ConfigError, match=f"is damaged: {'call 1' if at else 'its settings'}: "):
+        replay(record)
+
+
+def test_what_the_scheduler_itself_raises_is_no_damage(record: Path) -> None:
+    records = list(msgpack.Unpacker(io.BytesIO(record.read_bytes()), raw=False))
+    update = next(each for each in records if each[0] == "update")
+    record.write_bytes(b"".join(msgpack.packb(x) for x in [records[0], update]))
+    with pytest.raises(AssertionError, match="the result of step 0 came"):
+        replay(record)
+
+
 def test_failure_and_client_aborts_are_recorded_too(tmp_path: Path) -> None:
     path = tmp_path / "run.record"
     with path.open("wb") as file:
