@@ -52,12 +52,17 @@ class Cluster:
         """
         thread = threading.Thread(target=work, name="cluster", daemon=True)
         thread.start()
-        while thread.is_alive() and not self._has_ended():
+        while thread.is_alive() and not self.has_ended():
             thread.join(_LOOK_S)
         if thread.is_alive():
-            log.warning("the Ray cluster has ended before us, by a signal to all our processes? What ran is cut off")
+            self.tell_of_end()
 
-    def _has_ended(self) -> bool:
+    def tell_of_end(self) -> None:
+        """Says that it has ended."""
+        log.warning("the Ray cluster has ended before us, by a signal to all our processes? What ran is cut off")
+
+    def has_ended(self) -> bool:
+        """Whether a cluster that was started here is there no more."""
         if not self.started_here:
             return False
         try:

@@ -31,6 +31,7 @@ from .scheduler_settings import max_model_len
 
 _CALL_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 10.0
+_LOOK_S = 0.2
 
 
 class EngineHandle:
@@ -134,7 +135,7 @@ class EngineHandle:
         atexit.unregister(self.leave)
         if ray.is_initialized():
             if ends_engine:
-                _end(self._actor, self.name, self._info)
+                _end(self._actor, self.name, self._info, self._cluster)
             for client in list(self._clients):
                 client.close()
         self._cluster.close()
@@ -170,7 +171,7 @@ def start_engine(config: EngineConfig, *, stage_builder: str = STAGE_BUILDER) ->
         info = _started(actor, name)
     except BaseException:
         if actor is not None:
-            _end(actor, name, None)
+            _end(actor, name, None, cluster)
         cluster.close()
         raise
     return EngineHandle(actor, info, cluster, started=True)
@@ -247,10 +248,16 @@ def _running_engines() -> str:
     return f"there are: {', '.join(names)}" if names else "none runs there"
 
 
-def _end(actor: Any, name: str, info: EngineInfo | None) -> None:
-    """Ends the engine's processes and waits until those of this node are gone."""
-    with suppress(RayError, TimeoutError):  # it may be dead already
-        ray.get(actor.shutdown.remote(), timeout=_CALL_TIMEOUT_S)
+def _end(actor: Any, name: str, info: EngineInfo | None, cluster: Cluster) -> None:
+    """Ends the engine's processes and waits until those of this node are gone.
+
+    Where a signal to all our processes has ended the cluster, they went with it, and its silence isn't waited for.
+    """
+    with suppress(RayError):  # it may be dead already
+        _wait_for(actor.shutdown.remote(), cluster)
+    if cluster.has_ended():
+        cluster.tell_of_end()
+        return
     with suppress(RayError):
         ray.kill(actor, no_restart=True)
     with suppress(ValueError):  # the group went with the workers, unless the actor died before it could
@@ -258,6 +265,13 @@ def _end(actor: Any, name: str, info: EngineInfo | None) -> None:
     if info is not None:
         here = this_place().node
         _wait_until_gone([pid for pid, node in info.pids.items() if node == here])
+
+
+def _wait_for(answer: Any, cluster: Cluster) -> None:
+    deadline = time.monotonic() + _CALL_TIMEOUT_S
+    while time.monotonic() < deadline and not cluster.has_ended():
+        if ray.wait([answer], timeout=_LOOK_S)[0]:
+            return
 
 
 def _wait_until_gone(pids: list[int]) -> None:
