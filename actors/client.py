@@ -7,6 +7,7 @@ falls silent, from here.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ OnEvent = Callable[[TokenEvent], None]
 KEEPALIVE_S = 1.0
 ENGINE_TIMEOUT_S = 5.0  # an engine silent for so long has died
 ATTACH_TIMEOUT_S = 30.0
+FORKED = "this process was forked from the one that has joined it; start processes by spawn, and connect there"
 _TICK_S = 0.25
 _MAX_FRAMES_PER_TURN = 64
 
@@ -53,6 +55,7 @@ class EngineClient:
         self._failure: str | None = None
         self._lock = threading.Lock()  # of _open and _failure
         self._closing = False
+        self._pid = os.getpid()
         self._clock = ObserverClock(time.monotonic)
         self._last_heard = self._next_keepalive = 0.0
         self._polls = PollSet()
@@ -73,6 +76,8 @@ class EngineClient:
         Raises EngineDeadError when the engine has ended, RequestError for an id in use, or when too many messages wait
         to be sent.
         """
+        if os.getpid() != self._pid:
+            raise EngineDeadError(f"engine {self._engine_name!r}: {FORKED}")
         data = frame(Kind.REQUEST, encode_request(request))
         with self._lock:
             if self._failure is not None:
@@ -95,7 +100,7 @@ class EngineClient:
 
     def close(self) -> None:
         """Leaves the engine, which aborts this client's requests; those still open are answered here."""
-        if self._closing:
+        if self._closing or os.getpid() != self._pid:  # a fork's copy has no part in it
             return
         self._closing = True
         self._polls.wake()

@@ -10,7 +10,7 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -19,7 +19,7 @@ from ray.util.placement_group import remove_placement_group
 from ..configs.engine import EngineConfig
 from ..configs.model_config import ModelConfig, read_model_config
 from ..errors import ClusterError, ConfigError, EngineDeadError, EngineNotFoundError
-from .client import EngineClient
+from .client import FORKED, EngineClient
 from .cluster import NAMESPACE, Cluster, ensure_ray, on_this_node, starts_cluster, this_place, total_resources
 from .engine_health import HEALTH_TIMEOUT_S, EngineHealth
 from .engine_spec import STAGE_BUILDER, EngineInfo, EngineSpec, StageFigures
@@ -47,6 +47,7 @@ class EngineHandle:
         self._started = started  # through this handle: `shutdown` ends it
         self._clients: weakref.WeakSet[EngineClient] = weakref.WeakSet()
         self._closed = False
+        self._pid = os.getpid()
         atexit.register(self.leave)
 
     @property
@@ -106,6 +107,8 @@ class EngineHandle:
         """What the engine's actor answers, or EngineDeadError."""
         if self._closed:
             raise EngineDeadError(f"engine {self.name!r}: this handle has left it")
+        if os.getpid() != self._pid:
+            raise EngineDeadError(f"engine {self.name!r}: {FORKED}")
         try:
             return ray.get(getattr(self._actor, method).remote(), timeout=timeout_s)
         except RayTaskError as error:
@@ -129,7 +132,7 @@ class EngineHandle:
         self._close(ends_engine=True)
 
     def _close(self, ends_engine: bool) -> None:
-        if self._closed:
+        if self._closed or os.getpid() != self._pid:  # a fork's copy ends nothing
             return
         self._closed = True
         atexit.unregister(self.leave)
@@ -139,6 +142,9 @@ class EngineHandle:
             for client in list(self._clients):
                 client.close()
         self._cluster.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a handle can't be pickled; pass the name {self.name!r} on, and penstock.connect there")
 
     def __enter__(self) -> EngineHandle:
         return self

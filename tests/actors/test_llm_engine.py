@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pickle
 import time
 from collections.abc import Iterator
 
@@ -119,6 +121,21 @@ def test_many_asynchronous_streams_run_at_once_and_one_is_aborted(llm: LLM) -> N
         return [*texts, str(last.outputs[0].finish_reason)]
 
     assert asyncio.run(all_of_them()) == [*(f" {number + 1}" for number in range(10, 30)), "abort"]
+
+
+def test_a_forked_process_is_told_so_and_ends_nothing(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: -1)
+        for ask in (llm.stats, lambda: llm.generate("a")):
+            with pytest.raises(EngineDeadError, match="this process was forked"):
+                ask()
+        llm.shutdown()
+    assert llm.generate("17 + 25 =", GREEDY)[0].outputs[0].text == " 42"
+
+
+def test_a_handle_that_is_sent_away_says_what_to_send(llm: LLM) -> None:
+    with pytest.raises(TypeError, match=f"pass the name '{llm.name}' on"):
+        pickle.dumps(llm)
 
 
 def test_a_shut_down_engine_says_so() -> None:
