@@ -118,6 +118,8 @@ class LLM:
         """Conversations as prompts for `generate`: the template writes its special tokens itself."""
         if self._desk.tokenizer is None:
             raise RequestError("a chat needs a tokenizer; the engine has none (skip_tokenizer_init)")
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            raise RequestError(f"a chat is a list of messages, or of such lists; not {type(messages).__name__}")
         several = [messages] if messages and isinstance(messages[0], dict) else messages
         texts = [self._desk.tokenizer.chat_prompt(list(each), **template_options) for each in several]  # type: ignore[arg-type]
         ids = self._desk.tokenizer.encode(texts, add_special_tokens=False)

@@ -152,6 +152,15 @@ def test_messages_that_the_template_cannot_take_are_a_request_error(llm: LLM) ->
         llm.chat([{"role": "user", "content": 7}])
 
 
+def test_what_is_neither_prompts_nor_messages_is_named(llm: LLM) -> None:
+    for wrong in (None, 5):
+        with pytest.raises(RequestError, match=f"prompts are .*; not {type(wrong).__name__}"):
+            llm.generate(wrong)  # type: ignore[arg-type]
+    for other in ({"role": "user", "content": "a"}, "a", None):
+        with pytest.raises(RequestError, match=f"a chat is a list of messages.*; not {type(other).__name__}"):
+            llm.chat(other)  # type: ignore[arg-type]
+
+
 def test_without_a_tokenizer_there_is_no_chat_and_no_text(engine: FakeEngine) -> None:
     with LLM("demo", skip_tokenizer_init=True) as face:
         assert face.generate([[97]])[0].outputs[0].token_ids[0] == 97
