@@ -191,7 +191,7 @@ class EngineLoop:
     def _publish(self, data: bytes, step: int) -> None:
         for worker in self.workers:
             if not worker.plans.send(data):
-                raise EngineDeadError(f"{worker.name} takes no plans: its queue is full at step {step}")
+                raise EngineDeadError(f"{worker.name} takes no plan at step {step}: it has died, or its queue is full")
 
     def _take(self, worker: WorkerPort) -> None:
         worker.last_heard = self._clock.now

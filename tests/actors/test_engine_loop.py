@@ -140,6 +140,14 @@ def test_a_silent_worker_fails_every_request_and_names_itself(rig: LoopRig) -> N
     eventually(lambda: rig.failures == [rig.loop.failure])
 
 
+def test_a_worker_that_takes_no_plan_is_not_only_said_to_be_slow(rig: LoopRig) -> None:
+    client, answers = rig.client(), Answers()
+    rig.loop.call(rig.loop.workers[0].plans.close)
+    client.submit(request("a"))
+    client.read(answers, 1)
+    assert "takes no plan at step 0: it has died, or its queue is full" in (answers.ends["a"].error or "")
+
+
 def test_a_workers_failure_is_the_answer_now_and_later(rig: LoopRig) -> None:
     client, answers = rig.client(), Answers()
     rig.workers[-1].paused = True
