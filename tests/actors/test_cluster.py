@@ -7,13 +7,14 @@ import socket
 import threading
 from types import FrameType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import ray
 
 from penstock.actors import cluster as module
 from penstock.actors.cluster import Cluster, ensure_ray
-from penstock.actors.engine import start_engine
+from penstock.actors.engine import _end, start_engine
 from penstock.configs.engine import EngineConfig
 from penstock.errors import ClusterError, ConfigError
 
@@ -56,6 +57,14 @@ def test_what_needs_a_cluster_of_ours_is_given_up_once_that_has_ended() -> None:
     assert done.is_set()
     cluster.attempt(forever.wait)  # returns
     forever.set()
+
+
+def test_an_engine_is_not_waited_for_where_its_cluster_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gcs:
+        ended = Cluster("ours", "session", f"127.0.0.1:{gcs.getsockname()[1]}")
+    for name in ("wait", "get", "kill"):
+        monkeypatch.setattr(f"ray.{name}", lambda *arguments, **options: pytest.fail("asked the dead cluster"))
+    _end(MagicMock(), "engine", None, ended)
 
 
 def test_a_detached_engine_in_a_cluster_that_ends_with_us_is_refused(fake_ray: FakeRay, tiny_folder: str) -> None:
