@@ -6,6 +6,7 @@ They hold before a request is there, and for an answer that nobody reads; what a
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from typing import Any
@@ -20,6 +21,7 @@ MAX_HEAD_BYTES = 64 << 10  # request line and headers; and trailers, and a chunk
 KEEP_ALIVE_S = 75  # of an idle connection, beyond what load balancers keep theirs
 STALL_S = 60.0  # for so long a client may leave unread what waits for it, and then its request ends
 _BACKLOG = 2048
+_UPGRADE = re.compile(rb"(?<=\n)upgrade(?=:)", re.IGNORECASE)
 
 
 class _BoundedProtocol(HttpToolsProtocol):
@@ -31,6 +33,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._num_idle_bytes = 0  # since the parser last came forward: of a head, of trailers, of a chunk's extension
+        self._in_body = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._expect_head()
@@ -50,7 +53,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._num_idle_bytes += len(data)
-        super().data_received(data)
+        super().data_received(data if self._in_body else _without_upgrade(data))
         if self._num_idle_bytes > MAX_HEAD_BYTES:
             self.transport.close()
 
@@ -61,6 +64,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_is_there()
         self._num_idle_bytes = 0
+        self._in_body = True
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -69,6 +73,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._num_idle_bytes = 0
+        self._in_body = False
         self.scope["state"]["arrived_s"] = time.monotonic()  # from here on it may wait for its turn of the loop
         super().on_message_complete()
 
@@ -85,6 +90,15 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """A head without its offer of another protocol, such as Java's client makes for HTTP/2: nobody need take it.
+
+    The parser would leave out the body behind it.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"x-upgrade", head) + end + rest
 
 
 class HttpServer:

@@ -32,10 +32,11 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.entered.set()
-        while (await receive()).get("more_body"):
-            pass
-        await self.gate.wait()
         body = scope["path"].encode()
+        while (message := await receive()).get("more_body"):
+            body += message["body"]
+        body += message.get("body", b"")
+        await self.gate.wait()
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -75,7 +76,27 @@ def test_a_request_may_come_in_many_pieces() -> None:
             request = HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\nab"
             return await answer(port, *(request[at : at + 1] for at in range(len(request))))
 
-    assert run(ask()).endswith(b"\r\n\r\n/")
+    assert run(ask()).endswith(b"\r\n\r\n/ab")
+
+
+def test_a_request_that_offers_another_protocol_is_served_in_this_one_with_its_body() -> None:
+    body = b"a\nupgrade: b"
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEA\r\nUpgrade: h2c\r\n"
+    head = HEAD + offer + b"Content-Length: %d\r\n\r\n" % len(body)
+
+    async def ask() -> None:
+        async with serving() as (_, app, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(2):
+                app.entered.clear()
+                writer.write(head)
+                await app.entered.wait()
+                writer.write(body)
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                assert await reader.readexactly(1 + len(body)) == b"/" + body
+            writer.close()
+
+    run(ask())
 
 
 def test_requests_that_follow_each_other_at_once_are_answered_in_order() -> None:
