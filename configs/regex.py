@@ -2,7 +2,8 @@
 
 What a grammar would misread is refused by name: xgrammar drops an anchor in the middle, and takes an escape that it
 doesn't know for the letter. A JSON schema's `pattern` searches in a text; `searching` writes it for the whole of one.
-What the grammar's compiler refuses itself (lookarounds, references back) isn't looked for.
+What the grammar's compiler refuses itself (references back, looking behind) isn't looked for; lookaheads of a pattern
+it drops.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def problem_of_pattern(text: str) -> str | None:
     """The same of a JSON schema's pattern, whose text stands in JSON as it is: nothing in it may need an escape."""
     if (problem := problem_of_regex(text, "json's pattern")) is not None:
         return problem
-    for token in _TOKEN.findall(text):
+    tokens = _TOKEN.findall(text)
+    if any(group in (("(", "?", "="), ("(", "?", "!")) for group in zip(tokens, tokens[1:], tokens[2:], strict=False)):
+        return "the json's pattern looks ahead, which can't be enforced"
+    for token in tokens:
         forbidden = () if token[0] == "[" else ('"', "\\")  # a class leaves out these two
         for part in () if token.startswith("[^") else parts(token):  # what a class excludes may need one
             if _is_control(part) or character(part) in forbidden:
