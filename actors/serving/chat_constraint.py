@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from ...configs.structured import StructuredOutputsParams
+from ...errors import RequestError
 from .chat_protocol import ChatRequest, FunctionDefinition, NamedToolChoice
 from .errors import refused
 from .tool_parsers import TOOL_FORMATS
@@ -16,9 +17,13 @@ from .tool_parsers import TOOL_FORMATS
 
 def constraint_of(body: ChatRequest, parser: str | None) -> StructuredOutputsParams | None:
     """The constraint, or None; raises ApiError where two contradict each other."""
-    found = [each for each in (_of_format(body), _of_tool_choice(body, parser)) if each is not None]
-    if body.structured_outputs is not None:
-        found.append(body.structured_outputs.params())
+    try:
+        found = [each for each in (_of_format(body), _of_tool_choice(body, parser)) if each is not None]
+        if body.structured_outputs is not None:
+            found.append(body.structured_outputs.params())
+    except RequestError as error:
+        field = field_of_constraint(body)
+        raise refused(str(error).replace("structured_outputs", field, 1), field) from None
     if len(found) > 1:
         raise refused("response_format, structured_outputs and a forced tool_choice exclude each other: give one")
     return found[0] if found else None
@@ -28,7 +33,7 @@ def field_of_constraint(body: ChatRequest) -> str:
     """Which field of the request brings the constraint that it has."""
     if body.structured_outputs is not None:
         return "structured_outputs"
-    return "response_format" if _of_format(body) is not None else "tools"
+    return "tools" if body.response_format is None or body.response_format.type == "text" else "response_format"
 
 
 def _of_format(body: ChatRequest) -> StructuredOutputsParams | None:

@@ -208,9 +208,18 @@ def test_a_response_format_is_a_grammar_that_is_checked_first() -> None:
     assert served.refusal(CHAT, messages=HELLO, tools=[WEATHER], tool_choice="required")["param"] == "tools"
 
 
-def test_a_schema_that_no_grammar_can_hold_is_refused() -> None:
-    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
-    assert "'not'" in says("{}").refusal(CHAT, messages=HELLO, response_format=wanted)["message"]
+def test_a_schema_that_no_grammar_can_hold_is_refused_by_the_field_that_brings_it() -> None:
+    schema = {"type": "object", "not": {}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    for field, body in (
+        ("response_format", {"response_format": wanted}),
+        ("tools", {"tools": [tool], "tool_choice": "required", "response_format": {"type": "text"}}),
+        ("structured_outputs", {"structured_outputs": {"json": schema}}),
+    ):
+        error = says("{}").refusal(CHAT, messages=HELLO, **body)
+        assert error["message"] == f"{field}: the json uses 'not', which can't be enforced"
+        assert error["param"] == field
 
 
 def test_a_call_is_told_from_content() -> None:
