@@ -33,7 +33,7 @@ OPENAIS = {  # fields of completions and chats
     *("seed", "echo", "best_of", "suffix", "response_format", "tools", "tool_choice", "parallel_tool_calls"),
     *("modalities", "audio", "function_call", "functions", "prediction", "reasoning_effort", "verbosity"),
     *("web_search_options", "user", "metadata", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention"),
+    *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "moderation"),
 }
 TABLES = {"settings": EngineConfig, "server settings": ServeConfig}
 

@@ -131,9 +131,10 @@ class ChatRequest(SamplingFields):
     include_reasoning: bool | None = True
 
     modalities: Annotated[list[str], AfterValidator(_text_alone)] | None = Field(None, description="at most: text")
-    audio: Unserved = Field(None, description="null, as in the next six")
+    audio: Unserved = Field(None, description="null, as in the next seven")
     function_call: Unserved = None
     functions: Unserved = None
+    moderation: Unserved = None
     prediction: Unserved = None
     reasoning_effort: Unserved = None
     verbosity: Unserved = None

@@ -110,13 +110,14 @@ class SamplingFields(BaseModel):
     return_token_ids: bool | None = Field(False, description="token ids beside the text")
     request_id: str | None = Field(None, max_length=256)
 
-    user: str | None = Field(None, description="accepted and ignored, as are the next six")
+    user: str | None = Field(None, description="accepted and ignored, as are the next seven")
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, str] | None = None
 
     @field_validator("stop_token_ids", "prompt_token_ids")
     @classmethod

@@ -118,6 +118,7 @@ def test_a_conversation_with_calls_and_their_results_is_taken() -> None:
         ({"chat_template_kwargs": {"a": []}}, "chat_template_kwargs"),
         ({"functions": []}, "functions is []: it isn't supported; leave it out, or null"),
         ({"reasoning_effort": "low"}, "reasoning_effort is 'low': it isn't supported"),
+        ({"moderation": {"model": "m"}}, "moderation is {'model': 'm'}: it isn't supported; leave it out, or null"),
         ({"modalities": ["text", "audio"]}, "only text is generated here"),
         ({"guided_json": {}}, "unknown field 'guided_json'; did you mean 'structured_outputs'?"),
         ({"n": 65}, "65, at most 64"),

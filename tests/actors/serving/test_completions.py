@@ -320,6 +320,7 @@ def test_a_request_may_name_itself(served: Served) -> None:
 
 def test_fields_that_change_nothing_are_taken(served: Served) -> None:
     served.ask(COMPLETIONS, prompt="a", user="me", metadata={"a": "b"}, store=False, service_tier="auto", suffix=None)
+    served.ask(COMPLETIONS, prompt="a", prompt_cache_key="k", prompt_cache_options={"mode": "implicit", "ttl": "30m"})
 
 
 def test_structured_outputs_are_checked_and_reach_the_engine(served: Served) -> None:
