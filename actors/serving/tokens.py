@@ -30,7 +30,7 @@ async def models(service: Service, request: Request) -> Response:
         max_model_len=service.engine.limits.max_model_len,
     )
     name = request.path_params.get("model")
-    if name is None:
+    if not name:  # also behind a slash at the end
         return JSONResponse(ModelList(data=[card]).model_dump())
     service.check_model(name)
     return JSONResponse(card.model_dump())

@@ -28,6 +28,7 @@ def test_the_model_is_listed(served: Served) -> None:
     (card,) = listed["data"]
     assert (card["id"], card["object"], card["owned_by"], card["max_model_len"]) == ("demo", "model", "penstock", 512)
     assert served.get("/v1/models/demo").json() == card
+    assert served.get("/v1/models/").json() == listed
     missing = served.get("/v1/models/a/b")
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == "model_not_found"
