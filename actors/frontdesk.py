@@ -72,8 +72,6 @@ class Frontdesk:
 
     def answer(self, index: int, prompt: Encoded, params: SamplingParams) -> Answer:
         """One answer to come; raises PromptError where the engine could not serve it."""
-        if params.max_tokens is None:
-            params = params.model_copy(update={"max_tokens": max(1, self.limits.room(len(prompt.token_ids)))})
         if params.stop_strings and self.tokenizer is None:
             raise PromptError(index, "has stop strings, which need text; there is no tokenizer (skip_tokenizer_init)")
         check_prompt(index, prompt.token_ids, params.max_tokens or 1, self.limits)

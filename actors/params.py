@@ -25,14 +25,14 @@ def to_new_request(
 
     A seeded request's sequences draw from seed, seed + 1, ...; an unseeded one's from a seed made up here, so that
     nothing behind this point is left to chance. Raises RequestError where the limits can't hold the request; the
-    prompt's own ids are checked by `prompts.problem_of`.
+    prompt itself is checked by `prompts.check_prompt`.
     """
     _check_bias(params, limits.vocab_size)
     seed = secrets.randbits(63) if params.seed is None else _signed(params.seed + index)
     return NewRequest(
         request_id=request_id,
         prompt_token_ids=ints(prompt_token_ids),
-        max_tokens=_max_tokens(params, len(prompt_token_ids), limits.max_model_len),
+        max_tokens=_max_tokens(params, limits.room(len(prompt_token_ids))),
         sampling=to_sampling(params, seed, eos_token_ids),
         stop_token_ids=tuple(params.stop_token_ids or ()),
         eos_token_ids=tuple(eos_token_ids),
@@ -62,15 +62,12 @@ def to_sampling(params: SamplingParams, seed: int, eos_token_ids: Sequence[int])
     )
 
 
-def _max_tokens(params: SamplingParams, num_prompt: int, max_model_len: int) -> int:
+def _max_tokens(params: SamplingParams, room: int) -> int:
+    """As asked for, or else all that can follow the prompt."""
     if params.max_tokens is not None:
         return params.max_tokens
-    room = max_model_len - num_prompt
-    if room < max(params.min_tokens, 1):
-        wanted = f"min_tokens {params.min_tokens}" if params.min_tokens else "1 token"
-        raise RequestError(
-            f"the prompt has {num_prompt} tokens; max_model_len {max_model_len} leaves no room for {wanted}"
-        )
+    if params.min_tokens > room:
+        raise RequestError(f"min_tokens is {params.min_tokens}, but behind the prompt is room for {room} tokens only")
     return room
 
 

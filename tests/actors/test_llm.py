@@ -100,6 +100,11 @@ def test_no_limit_means_all_that_fits(llm: LLM, engine: FakeEngine) -> None:
     assert engine.requests[0].max_tokens == engine.limits.cache_tokens - 4
 
 
+def test_more_tokens_at_least_than_can_follow_a_prompt_are_refused(llm: LLM) -> None:
+    with pytest.raises(PromptError, match="min_tokens is 497, but behind the prompt is room for 496 tokens only"):
+        llm.generate("abcd", SamplingParams(max_tokens=None, min_tokens=497))
+
+
 def test_a_prompt_that_cannot_be_served_is_named_before_anything_is_submitted(llm: LLM, engine: FakeEngine) -> None:
     with pytest.raises(PromptError, match="prompt 1: is empty") as caught:
         llm.generate(["fine", ""])

@@ -16,8 +16,8 @@ from penstock.scheduler.plan import GREEDY, Sampling
 LIMITS = Limits(vocab_size=100, max_model_len=32, cache_tokens=64)
 
 
-def request(params: SamplingParams, index: int = 0, prompt: tuple[int, ...] = (1, 2, 3)) -> NewRequest:
-    return to_new_request("a", prompt, params, index, eos_token_ids=(0, 7), limits=LIMITS)
+def request(params: SamplingParams, index: int = 0, limits: Limits = LIMITS) -> NewRequest:
+    return to_new_request("a", (1, 2, 3), params, index, eos_token_ids=(0, 7), limits=limits)
 
 
 def test_everything_a_user_says_arrives() -> None:
@@ -50,14 +50,16 @@ def test_unseeded_completions_draw_from_seeds_of_their_own() -> None:
     assert len({request(SamplingParams(n=8), index).sampling.seed for index in range(8)}) == 8
 
 
-def test_without_max_tokens_the_model_limits() -> None:
-    assert request(SamplingParams(max_tokens=None)).max_tokens == 29
+@pytest.mark.parametrize(("cache_tokens", "expected"), [(64, 29), (16, 13)])
+def test_without_max_tokens_the_model_and_the_cache_limit(cache_tokens: int, expected: int) -> None:
+    limits = Limits(vocab_size=100, max_model_len=32, cache_tokens=cache_tokens)
+    assert request(SamplingParams(max_tokens=None), limits=limits).max_tokens == expected
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"max_tokens": None, "min_tokens": 30}, "has 3 tokens; max_model_len 32 leaves no room for min_tokens 30"),
+        ({"max_tokens": None, "min_tokens": 30}, "min_tokens is 30, but behind the prompt is room for 29 tokens only"),
         ({"logit_bias": {100: 1.0}}, "logit_bias names the token id 100; ids go from 0 to 99"),
     ],
     ids=str,
@@ -65,8 +67,3 @@ def test_without_max_tokens_the_model_limits() -> None:
 def test_what_the_limits_cannot_hold_is_refused(params: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         request(SamplingParams(**params))
-
-
-def test_a_prompt_that_fills_the_model_is_refused() -> None:
-    with pytest.raises(RequestError, match="has 32 tokens; max_model_len 32 leaves no room for 1 token"):
-        request(SamplingParams(max_tokens=None), prompt=(1,) * 32)
