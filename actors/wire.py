@@ -5,16 +5,15 @@ Bodies of plans and results are `scheduler.codec`'s. A damaged or foreign body r
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from enum import IntEnum
 from typing import Any, cast
 
 import msgpack
 import numpy as np
 
-from ..scheduler.codec import decode_logprobs, decode_sampling, encode_logprobs
+from ..scheduler.codec import decode_logprobs, decode_sampling, encode_logprobs, encode_sampling
 from ..scheduler.messages import FinishReason, NewRequest, TokenEvent
-from ..scheduler.plan import GREEDY, Ints, Logprobs, Sampling
+from ..scheduler.plan import Ints, Logprobs
 from .foreign import check_request
 
 Body = bytes | memoryview
@@ -62,7 +61,7 @@ def encode_request(request: NewRequest) -> bytes:
             request.request_id,
             _column(request.prompt_token_ids),
             request.max_tokens,
-            _encode_sampling(request.sampling),
+            encode_sampling(request.sampling),
             list(request.stop_token_ids),
             list(request.eos_token_ids),
             request.ignore_eos,
@@ -168,10 +167,6 @@ def _encode_rows(rows: list[Logprobs]) -> list[Any] | None:
 
 def _decode_rows(rows: list[Any] | None) -> list[Logprobs]:
     return [decode_logprobs(row) for row in rows or ()]
-
-
-def _encode_sampling(sampling: Sampling) -> list[Any] | None:
-    return None if sampling == GREEDY else list(astuple(sampling))
 
 
 def _column(values: Ints) -> bytes | None:

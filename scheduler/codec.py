@@ -106,8 +106,8 @@ def decode_logprobs(fields: list[Any]) -> Logprobs:
 
 
 def _encode_registration(r: Registration) -> list[Any]:
-    sampling = None if r.sampling == GREEDY else list(astuple(r.sampling))
-    return [r.slot, r.generation, r.num_computed_tokens, r.num_prompt_tokens, _column(r.token_ids), sampling]
+    numbers = [r.slot, r.generation, r.num_computed_tokens, r.num_prompt_tokens]
+    return [*numbers, _column(r.token_ids), encode_sampling(r.sampling)]
 
 
 def _decode_registration(fields: list[Any]) -> Registration:
@@ -115,8 +115,13 @@ def _decode_registration(fields: list[Any]) -> Registration:
     return Registration(slot, generation, num_computed, num_prompt, _array(token_ids), decode_sampling(sampling))
 
 
+def encode_sampling(sampling: Sampling) -> list[Any] | None:
+    """Sampling settings as a list of plain values; nil is greedy."""
+    return None if sampling == GREEDY else list(astuple(sampling))
+
+
 def decode_sampling(fields: list[Any] | None) -> Sampling:
-    """Sampling settings from their list form; nil is greedy."""
+    """The reverse of `encode_sampling`. Raises ValueError for a grammar that is no text."""
     if fields is None:
         return GREEDY
     *plain, stop_token_ids, logit_bias, grammar = fields

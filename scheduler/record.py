@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 
 from ..errors import ConfigError
-from .codec import decode_plan, decode_result, decode_sampling, encode_plan, encode_result
+from .codec import decode_plan, decode_result, decode_sampling, encode_plan, encode_result, encode_sampling
 from .config import SchedulerConfig
 from .cost import StepCost
 from .messages import NewRequest
@@ -185,7 +185,7 @@ def _encode_request(request: NewRequest) -> list[Any]:
         request.request_id,
         np.asarray(request.prompt_token_ids).astype("<i4").tobytes(),
         request.max_tokens,
-        list(astuple(request.sampling)),
+        encode_sampling(request.sampling),
         list(request.stop_token_ids),
         list(request.eos_token_ids),
         request.ignore_eos,
