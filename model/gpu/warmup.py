@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...configs.engine import EngineConfig
+from ...configs.sampling import MAX_LOGPROBS
 from ...errors import ConfigError
 from ..batch import Batch
 from ..decoder import StageModule
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 
 _GRAPH_BYTES = 8 << 20  # of one graph: 35 of them over 35 layers took 268 MiB (LOG.md)
 _SPARE_BYTES = 512 << 20  # fragmentation, and kernels that load late
-_MAX_TOP = 20  # alternatives that a row may ask for
 _FEW_ROWS = 16  # some of torch's kernels are others for few rows
 
 MakeCache = Callable[[int], KVCache]
@@ -155,6 +155,6 @@ def _sample_all(module: StageModule, sampler: Sampler, hidden: Tensor, rows: int
     device, every = logits.device, torch.arange(rows)
     columns = torch.ones(4, rows, 1)
     draws = DrawStep(NUCLEUS, True, every, torch.zeros(rows, 2, dtype=torch.int32), columns)
-    scores = ScoreStep(every, [Span(row, 1, 1, min(_MAX_TOP, logits.shape[-1])) for row in range(rows)])
+    scores = ScoreStep(every, [Span(row, 1, 1, min(MAX_LOGPROBS, logits.shape[-1])) for row in range(rows)])
     sampler.sample(logits, SamplingStep(draws=[draws], scores=scores))
     torch.cuda.synchronize(device)
