@@ -92,14 +92,14 @@ class Crew:
         """Every answer; the first failure of any worker is raised at once, as its own text."""
         labels = dict(zip(refs, self._labels, strict=True))
         deadline, pending = time.monotonic() + timeout_s, refs
+        answers: dict[Any, Any] = {}
         while pending:
             done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
             if not done:
                 late = ", ".join(labels[ref] for ref in pending)
                 raise EngineDeadError(f"{late} did not start within {timeout_s:.0f} s")
-            for ref in done:
-                _answer(labels[ref], ref)
-        return [ray.get(ref) for ref in refs]
+            answers |= {ref: _answer(labels[ref], ref) for ref in done}
+        return [answers[ref] for ref in refs]
 
     def _each(self, refs: list[Any], timeout_s: float) -> list[Any]:
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
