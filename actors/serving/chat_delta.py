@@ -27,14 +27,11 @@ class ToolCallDelta:
 
 @dataclass(slots=True)
 class ChatDelta:
-    """What a piece of an answer adds to the message; false when that is nothing."""
+    """What a piece of an answer adds to the message."""
 
     content: str = ""
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.content or self.reasoning or self.tool_calls)
 
 
 @dataclass(slots=True)
@@ -69,10 +66,6 @@ class ToolParser(TextParser, Protocol):
     """A parser that finds tool calls in the text, and leaves the rest as content."""
 
     num_calls: int  # complete ones so far
-
-
-class ReasoningParser(TextParser, Protocol):
-    """A parser that tells reasoning from content."""
 
 
 class PlainText:

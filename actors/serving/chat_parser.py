@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .chat_delta import ChatDelta, PlainText, ReasoningParser, ToolParser
+from .chat_delta import ChatDelta, PlainText, TextParser, ToolParser
 from .reasoning import reasoning_parser
 from .tool_parsers import tool_parser
 
@@ -10,7 +10,7 @@ from .tool_parsers import tool_parser
 class ChatParser:
     """Two parsers in a row; itself a ToolParser."""
 
-    def __init__(self, reasoning: ReasoningParser, tools: ToolParser) -> None:
+    def __init__(self, reasoning: TextParser, tools: ToolParser) -> None:
         self._reasoning = reasoning
         self._tools = tools
 

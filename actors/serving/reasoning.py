@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from ...configs.problems import unknown_name
 from ...errors import ConfigError
-from .chat_delta import ChatDelta, ReasoningParser
+from .chat_delta import ChatDelta, TextParser
 from .tags import HeldSpace, find_tag
 
 OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
@@ -109,10 +109,10 @@ class Qwen3Reasoning:
         return at
 
 
-REASONING_PARSERS: dict[str, Callable[[str], ReasoningParser]] = {"qwen3": Qwen3Reasoning}
+REASONING_PARSERS: dict[str, Callable[[str], TextParser]] = {"qwen3": Qwen3Reasoning}
 
 
-def reasoning_parser(name: str, prompt: str) -> ReasoningParser:
+def reasoning_parser(name: str, prompt: str) -> TextParser:
     """A parser for the message that follows the prompt, which is the chat template's text."""
     if name not in REASONING_PARSERS:
         raise ConfigError(unknown_name(name, REASONING_PARSERS, "reasoning parser"))

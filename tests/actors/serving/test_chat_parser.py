@@ -50,9 +50,3 @@ def test_pieces_join_to_the_message_without_the_calls_that_broke_off() -> None:
     pieces = [ToolCallDelta(1, "g", "call_1", "{"), ToolCallDelta(1, arguments="}", is_last=True)]
     deltas = [ChatDelta("a", "b", [broken]), ChatDelta("c", "", pieces[:1]), ChatDelta("", "d", pieces[1:])]
     assert joined(deltas) == ChatMessage("ac", "bd", [ToolCall("call_1", "g", "{}")])
-
-
-@pytest.mark.parametrize("delta", [ChatDelta("a"), ChatDelta(reasoning="a"), ChatDelta(tool_calls=[ToolCallDelta(0)])])
-def test_a_delta_is_true_when_it_adds_something(delta: ChatDelta) -> None:
-    assert delta
-    assert not ChatDelta()

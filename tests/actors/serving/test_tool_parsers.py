@@ -103,15 +103,15 @@ def test_arguments_go_out_as_they_come_and_the_last_brace_when_the_call_is_compl
     assert (second.index, second.name, second.id, second.arguments) == (0, None, None, ': "b')
     [third] = parser.feed('c"').tool_calls
     assert (third.arguments, third.is_last) == ('c"', False)
-    assert not parser.feed("}")
+    assert parser.feed("}") == ChatDelta()
     assert parser.num_calls == 0
-    assert not parser.feed("}\n</tool_")
+    assert parser.feed("}\n</tool_") == ChatDelta()
     [last] = parser.feed("call>").tool_calls
     assert (last.arguments, last.is_last, parser.num_calls) == ("}", True, 1)
     [other] = parser.feed('<tool_call>{"name": "g", "arguments": {}}</tool_call>').tool_calls
     assert (other.index, other.name, other.arguments, parser.num_calls) == (1, "g", "{}", 2)
     assert other.id != first.id
-    assert not parser.finish()
+    assert parser.finish() == ChatDelta()
 
 
 def test_a_broken_call_that_was_sent_in_part_keeps_its_index_to_itself() -> None:
