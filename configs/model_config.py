@@ -33,7 +33,6 @@ class GenerationDefaults:
 class ModelConfig:
     """One decoder-only model, as numbers and switches."""
 
-    architecture: str
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -55,7 +54,6 @@ class ModelConfig:
     windowed_layers: frozenset[int] = frozenset()
     dtype: str = "float32"
     eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
     generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
 
     def window_of(self, layer: int) -> int | None:
@@ -127,9 +125,7 @@ def _resolve(fields: Fields, arch: Architecture, generation: Fields, dtype: str)
     head_dim = fields.integer("head_dim", arch.default_head_dim or hidden_size // num_heads)
     attention_bias = fields.flag("attention_bias", arch.default_attention_bias)
     window, windowed = _windows(fields, arch, num_layers)
-    bos = fields.token_ids("bos_token_id")
     return ModelConfig(
-        architecture=arch.name,
         hidden_size=hidden_size,
         intermediate_size=fields.integer("intermediate_size"),
         num_hidden_layers=num_layers,
@@ -151,7 +147,6 @@ def _resolve(fields: Fields, arch: Architecture, generation: Fields, dtype: str)
         windowed_layers=windowed,
         dtype=dtype,
         eos_token_ids=generation.token_ids("eos_token_id") or fields.token_ids("eos_token_id"),
-        bos_token_id=bos[0] if bos else None,
         generation_defaults=_generation_defaults(generation),
     )
 

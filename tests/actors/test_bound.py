@@ -14,7 +14,6 @@ from penstock.model.layer_span import LayerSpan
 
 H200 = Speed(bytes_per_s=4.3e12, flops_per_s=620e12)
 QWEN3_8B = ModelConfig(
-    architecture="Qwen3ForCausalLM",
     hidden_size=4096,
     intermediate_size=12288,
     num_hidden_layers=36,

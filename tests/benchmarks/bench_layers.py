@@ -32,7 +32,6 @@ from penstock.scheduler.plan import Registration, StepPlan, ints
 BLOCK_SIZE = 16
 
 QWEN3_110M = ModelConfig(
-    architecture="Qwen3ForCausalLM",
     hidden_size=1024,
     intermediate_size=3072,
     num_hidden_layers=8,

@@ -22,7 +22,6 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 300,
     "max_position_embeddings": 8192,
     "eos_token_id": 2,
-    "bos_token_id": 1,
 }
 LLAMA3_SCALING = {
     "factor": 8.0,
@@ -44,7 +43,7 @@ def test_what_a_config_leaves_out_is_the_familys_default(tmp_path: Path) -> None
     assert (config.num_key_value_heads, config.head_dim) == (8, 8)
     assert (config.rope.theta, config.rope.rotary_dim, config.rope.type) == (10000.0, 8, "default")
     assert (config.rms_norm_eps, config.dtype, config.tie_word_embeddings) == (1e-6, "float32", False)
-    assert (config.eos_token_ids, config.bos_token_id) == ((2,), 1)
+    assert config.eos_token_ids == (2,)
     assert (config.attention_bias, config.attention_output_bias, config.mlp_bias) == (False, False, False)
 
 

@@ -100,7 +100,6 @@ def test_greedy_tokens_are_those_of_generate(tmp_path: Path) -> None:
 
 
 QWEN2 = ModelConfig(
-    architecture="Qwen2ForCausalLM",
     hidden_size=48,
     intermediate_size=88,
     num_hidden_layers=5,

@@ -15,7 +15,6 @@ from penstock.model.layer_span import LayerSpan
 from penstock.model.partition import StepCosts, partition_for, partition_layers, step_costs
 
 MODEL = ModelConfig(
-    architecture="LlamaForCausalLM",
     hidden_size=64,
     intermediate_size=128,
     num_hidden_layers=11,
