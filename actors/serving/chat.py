@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...configs.sampling import SamplingParams
+from ...configs.structured import StructuredOutputsParams
 from ..outputs import CompletionOutput, PositionLogprobs
 from ..prompts import Prompt
-from .chat_constraint import constraint_of, field_of_constraint
+from .chat_constraint import constraint_of
 from .chat_delta import ChatDelta, joined
 from .chat_logprobs import chat_logprobs
 from .chat_parser import ChatParser, chat_parser
@@ -34,22 +35,21 @@ async def chat_completions(service: Service, request: Request) -> Response:
     """Answers one request; raises ApiError, RequestError and EngineDeadError before anything is sent."""
     body = await service.parse(request, ChatRequest)
     service.check_model(body.model)
-    params = _params(body, service)
+    field, constraint = constraint_of(body, service.config.tool_call_parser)
+    params = _params(body, service, constraint)
     prompt = await offloaded(request, lambda: _prompt(body, service, params))
-    field = field_of_constraint(body)
     job = await service.job(request, [prompt], params, body.request_id, _FORM, constrained_by=field)
     return await replied(service, request, job, _Reply(service, body, job), bool(body.stream))
 
 
-def _params(body: ChatRequest, service: Service) -> SamplingParams:
+def _params(body: ChatRequest, service: Service, constraint: StructuredOutputsParams | None) -> SamplingParams:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         only_one(max_tokens=body.max_tokens, max_completion_tokens=body.max_completion_tokens)
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     if body.logprobs and service.engine.tokenizer is None:
         raise refused("logprobs need tokens' texts, and there is no tokenizer (skip_tokenizer_init)", "logprobs")
-    values: dict[str, Any] = {"max_tokens": limit, "logprobs": (body.top_logprobs or 0) if body.logprobs else None}
-    if (constraint := constraint_of(body, service.config.tool_call_parser)) is not None:
-        values["structured_outputs"] = constraint
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    values: dict[str, Any] = {"max_tokens": limit, "logprobs": logprobs, "structured_outputs": constraint}
     return body.sampling_params(service.engine.default_sampling_params, **values)
 
 

@@ -6,6 +6,7 @@ A forced call is written in the model's own format of tool calls, so that the sa
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from ...configs.structured import StructuredOutputsParams
@@ -15,25 +16,28 @@ from .errors import refused
 from .tool_parsers import TOOL_FORMATS
 
 
-def constraint_of(body: ChatRequest, parser: str | None) -> StructuredOutputsParams | None:
-    """The constraint, or None; raises ApiError where two contradict each other."""
-    try:
-        found = [each for each in (_of_format(body), _of_tool_choice(body, parser)) if each is not None]
-        if body.structured_outputs is not None:
-            found.append(body.structured_outputs.params())
-    except RequestError as error:
-        field = field_of_constraint(body)
-        raise refused(str(error).replace("structured_outputs", field, 1), field) from None
+def constraint_of(body: ChatRequest, parser: str | None) -> tuple[str, StructuredOutputsParams | None]:
+    """The constraint, if any, behind the field that it comes from.
+
+    Raises ApiError where two contradict each other, and, with that field, for one that no grammar can hold a text to.
+    """
+    structured = body.structured_outputs
+    makers: dict[str, Callable[[], StructuredOutputsParams | None]] = {
+        "response_format": lambda: _of_format(body),
+        "tools": lambda: _of_tool_choice(body, parser),
+        "structured_outputs": lambda: None if structured is None else structured.params(),
+    }
+    found = []
+    for field, make in makers.items():
+        try:
+            constraint = make()
+        except RequestError as error:
+            raise refused(str(error).replace("structured_outputs", field, 1), field) from None
+        if constraint is not None:
+            found.append((field, constraint))
     if len(found) > 1:
         raise refused("response_format, structured_outputs and a forced tool_choice exclude each other: give one")
-    return found[0] if found else None
-
-
-def field_of_constraint(body: ChatRequest) -> str:
-    """Which field of the request brings the constraint that it has."""
-    if body.structured_outputs is not None:
-        return "structured_outputs"
-    return "tools" if body.response_format is None or body.response_format.type == "text" else "response_format"
+    return found[0] if found else ("structured_outputs", None)
 
 
 def _of_format(body: ChatRequest) -> StructuredOutputsParams | None:
