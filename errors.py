@@ -16,11 +16,15 @@ class ModelError(PenstockError, ValueError):
 
 
 class RequestError(PenstockError, ValueError):
-    """A request can't be served; other requests go on. `reason` leaves out which prompt of several it is."""
+    """A request can't be served; other requests go on.
 
-    def __init__(self, message: str) -> None:
+    `reason` leaves out which prompt of several it is, `field` names what of the request is wrong, where that is one.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.reason = message
+        self.field = field
 
 
 class ClusterError(PenstockError, RuntimeError):

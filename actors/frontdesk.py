@@ -73,7 +73,8 @@ class Frontdesk:
     def answer(self, index: int, prompt: Encoded, params: SamplingParams) -> Answer:
         """One answer to come; raises PromptError where the engine could not serve it."""
         if params.stop_strings and self.tokenizer is None:
-            raise PromptError(index, "has stop strings, which need text; there is no tokenizer (skip_tokenizer_init)")
+            problem = "has stop strings, which need text; there is no tokenizer (skip_tokenizer_init)"
+            raise PromptError(index, problem, field="stop")
         check_prompt(index, prompt.token_ids, params.max_tokens or 1, self.limits)
         name = uuid4().hex[:16]
         names = [name] if params.n == 1 else [f"{name}.{at}" for at in range(params.n)]
@@ -84,7 +85,7 @@ class Frontdesk:
                 for at, each in enumerate(names)
             ]
         except RequestError as error:
-            raise PromptError(index, str(error)) from None
+            raise PromptError(index, str(error), field=error.field) from None
         completions = [self._completion(at, prompt, params) for at in range(params.n)]
         for completion, request in zip(completions, requests, strict=True):
             completion.ending_ids = frozenset((*request.eos_token_ids, *request.stop_token_ids))

@@ -67,14 +67,16 @@ def _max_tokens(params: SamplingParams, room: int) -> int:
     if params.max_tokens is not None:
         return params.max_tokens
     if params.min_tokens > room:
-        raise RequestError(f"min_tokens is {params.min_tokens}, but behind the prompt is room for {room} tokens only")
+        problem = f"min_tokens is {params.min_tokens}, but behind the prompt is room for {room} tokens only"
+        raise RequestError(problem, "min_tokens")
     return room
 
 
 def _check_bias(params: SamplingParams, vocab_size: int) -> None:
     largest = max(params.logit_bias or {0: 0.0})
     if largest >= vocab_size:
-        raise RequestError(f"logit_bias names the token id {largest}; ids go from 0 to {vocab_size - 1}")
+        problem = f"logit_bias names the token id {largest}; ids go from 0 to {vocab_size - 1}"
+        raise RequestError(problem, "logit_bias")
 
 
 def _signed(seed: int) -> int:

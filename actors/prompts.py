@@ -24,8 +24,10 @@ Prompt = str | Sequence[int] | PromptDict
 class PromptError(RequestError):
     """One prompt of a batch can't be served; `index` is its place, `outputs` what the others gave, if they ran."""
 
-    def __init__(self, index: int, message: str, outputs: Sequence[RequestOutput] = ()) -> None:
-        super().__init__(f"prompt {index}: {message}")
+    def __init__(
+        self, index: int, message: str, outputs: Sequence[RequestOutput] = (), field: str | None = None
+    ) -> None:
+        super().__init__(f"prompt {index}: {message}", field)
         self.index = index
         self.reason = message
         self.outputs = list(outputs)

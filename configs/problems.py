@@ -27,6 +27,12 @@ def _nearest(name: str, known: list[str]) -> list[str]:
     return near or [each for each in known if each.startswith(f"{name}_") or each.endswith(f"_{name}")]
 
 
+def field_of(error: ValidationError) -> str | None:
+    """The field of the first wrong value; None for one that is no field's."""
+    loc = error.errors(include_url=False, include_input=False)[0]["loc"]
+    return str(loc[0]) if loc else None
+
+
 def explain(error: ValidationError, known: Iterable[str], kind: str = "setting") -> str:
     """All of a validation's problems, one sentence each, joined by '; '."""
     known = list(known)

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from ..errors import RequestError
-from .problems import explain
+from .problems import explain, field_of
 from .structured import StructuredOutputsParams
 
 MAX_LOGPROBS = 20
@@ -153,4 +153,4 @@ def _check_token_id(token_id: int) -> None:
 
 
 def _refusal(error: ValidationError) -> RequestError:
-    return RequestError(explain(error, SamplingParams.model_fields, "sampling parameter"))
+    return RequestError(explain(error, SamplingParams.model_fields, "sampling parameter"), field_of(error))

@@ -6,35 +6,26 @@ A forced call is written in the model's own format of tool calls, so that the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from ...configs.structured import StructuredOutputsParams
-from ...errors import RequestError
 from .chat_protocol import ChatRequest, FunctionDefinition, NamedToolChoice
 from .errors import refused
+from .fields import constraint
 from .tool_parsers import TOOL_FORMATS
 
 
 def constraint_of(body: ChatRequest, parser: str | None) -> tuple[str, StructuredOutputsParams | None]:
     """The constraint, if any, behind the field that it comes from.
 
-    Raises ApiError where two contradict each other, and, with that field, for one that no grammar can hold a text to.
+    Raises ApiError where two contradict each other, RequestError for one that no grammar can hold a text to.
     """
-    structured = body.structured_outputs
-    makers: dict[str, Callable[[], StructuredOutputsParams | None]] = {
-        "response_format": lambda: _of_format(body),
-        "tools": lambda: _of_tool_choice(body, parser),
-        "structured_outputs": lambda: None if structured is None else structured.params(),
+    given = {
+        "response_format": _of_format(body),
+        "tools": _of_tool_choice(body, parser),
+        "structured_outputs": None if body.structured_outputs is None else body.structured_outputs.params(),
     }
-    found = []
-    for field, make in makers.items():
-        try:
-            constraint = make()
-        except RequestError as error:
-            raise refused(str(error).replace("structured_outputs", field, 1), field) from None
-        if constraint is not None:
-            found.append((field, constraint))
+    found = [(field, each) for field, each in given.items() if each is not None]
     if len(found) > 1:
         raise refused("response_format, structured_outputs and a forced tool_choice exclude each other: give one")
     return found[0] if found else ("structured_outputs", None)
@@ -45,8 +36,8 @@ def _of_format(body: ChatRequest) -> StructuredOutputsParams | None:
     if wanted is None or wanted.type == "text":
         return None
     if wanted.json_schema is None:
-        return StructuredOutputsParams(json_object=True)
-    return StructuredOutputsParams(json=wanted.json_schema.schema_)
+        return constraint("response_format", json_object=True)
+    return constraint("response_format", json=wanted.json_schema.schema_)
 
 
 def _of_tool_choice(body: ChatRequest, parser: str | None) -> StructuredOutputsParams | None:
@@ -66,7 +57,7 @@ def _of_tool_choice(body: ChatRequest, parser: str | None) -> StructuredOutputsP
         "at_least_one": True,
         "stop_after_first": stops_after_first,
     }
-    return StructuredOutputsParams(structural_tag=json.dumps({"type": "structural_tag", "format": calls}))
+    return constraint("tools", structural_tag=json.dumps({"type": "structural_tag", "format": calls}))
 
 
 def _tag(function: FunctionDefinition, begin: str, end: str) -> dict[str, Any]:

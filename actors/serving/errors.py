@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response
 
-from ...configs.problems import explain
+from ...configs.problems import explain, field_of
 from ...errors import EngineDeadError, PenstockError, RequestError
 from ..prompts import ContextLengthError, PromptError
 
@@ -66,20 +66,21 @@ def refused(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, param=param)
 
 
-def refused_prompt(error: PromptError, num_prompts: int, field: str) -> ApiError:
-    """One prompt of a request that can't be served; its number is told where there are several."""
+def refused_prompt(error: PromptError, num_prompts: int, field: str | None) -> ApiError:
+    """One prompt of a request that can't be served; its number is told where there are several.
+
+    `field` is where it is from; None: the engine has refused it, perhaps for another field.
+    """
     message = str(error) if num_prompts > 1 else f"prompt: {error.reason}"
-    if isinstance(error, ContextLengthError):
-        return ApiError(400, message, param=field, code="context_length_exceeded")
-    return refused(message)
+    code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
+    return ApiError(400, message, param=error.field or field, code=code)
 
 
 def malformed(error: ValidationError, model: type[BaseModel]) -> ApiError:
     """A body that is no request, with every wrong value; of very many their number, for each costs time to tell."""
     if error.error_count() > _MAX_PROBLEMS:
         return refused(f"the body has {error.error_count()} wrong values")
-    loc = error.errors(include_url=False, include_input=False)[0]["loc"]
-    return refused(explain(error, model.model_fields, "field"), str(loc[0]) if loc else None)
+    return refused(explain(error, model.model_fields, "field"), field_of(error))
 
 
 def api_error(error: Exception) -> ApiError:
@@ -102,7 +103,7 @@ def _known(error: Exception) -> ApiError | None:
     if isinstance(error, EngineDeadError):
         return ApiError(503, str(error), kind="server_error", code="engine_dead")
     if isinstance(error, RequestError):
-        return refused(str(error))
+        return refused(str(error), error.field)
     if isinstance(error, PenstockError):
         return ApiError(503, str(error), kind="server_error")
     return None

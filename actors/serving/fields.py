@@ -70,7 +70,7 @@ class StructuredOutputs(BaseModel):
     def params(self) -> StructuredOutputsParams:
         """As a sampling parameter; raises RequestError unless exactly one is given."""
         given = self.model_dump(by_alias=True, exclude_none=True)
-        return StructuredOutputsParams(**given)
+        return constraint("structured_outputs", **given)
 
 
 class SamplingFields(BaseModel):
@@ -161,6 +161,14 @@ class SamplingFields(BaseModel):
         kept = {name: getattr(defaults, name) for name in defaults.model_fields_set}
         kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         return SamplingParams(**(kept | given | values | {"output_kind": kind}))
+
+
+def constraint(field: str, **given: Any) -> StructuredOutputsParams:
+    """What a field of the request constrains the text to; raises RequestError that names the field."""
+    try:
+        return StructuredOutputsParams(**given)
+    except RequestError as error:
+        raise RequestError(error.reason.replace("structured_outputs", field, 1), field) from None
 
 
 def only_one(**fields: object) -> str:

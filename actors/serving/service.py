@@ -196,7 +196,7 @@ class Service:
             except Exception as error:
                 status = status_of(error)
                 if isinstance(error, PromptError):  # refused by the engine
-                    raise refused_prompt(error, len(job.answers), job.form.prompt_field) from None
+                    raise refused_prompt(error, len(job.answers), None) from None
                 raise
             finally:
                 for answer in job.answers:
@@ -210,15 +210,16 @@ class Service:
 
     def _check_bounds(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
         config = self.config
-        for what, value, limit in (
-            ("prompts", len(prompts), config.max_prompts),
-            ("n", params.n, config.max_n),
-            ("logprobs", max(params.logprobs or 0, params.prompt_logprobs or 0), config.max_logprobs),
-            ("stop strings", len(params.stop_strings), config.max_stop_strings),
-            ("characters of a stop string", max(map(len, params.stop_strings), default=0), config.max_stop_chars),
+        longest = max(map(len, params.stop_strings), default=0)
+        for what, param, value, limit in (
+            ("prompts", "prompt", len(prompts), config.max_prompts),
+            ("n", "n", params.n, config.max_n),
+            ("logprobs", "logprobs", max(params.logprobs or 0, params.prompt_logprobs or 0), config.max_logprobs),
+            ("stop strings", "stop", len(params.stop_strings), config.max_stop_strings),
+            ("characters of a stop string", "stop", longest, config.max_stop_chars),
         ):
             if value > limit:
-                raise refused(f"{what}: {value}, at most {limit} are allowed")
+                raise refused(f"{what}: {value}, at most {limit} are allowed", param)
         if params.stop_strings and self.engine.tokenizer is None:
             raise refused("stop strings need text, and there is no tokenizer (skip_tokenizer_init)", "stop")
         if not prompts:

@@ -85,8 +85,17 @@ def test_what_cannot_be_served_is_refused_with_the_value(served: Served, body: d
     assert served.engine.requests == []
 
 
-def test_a_wrong_field_is_named(served: Served) -> None:
-    assert served.refusal(COMPLETIONS, prompt="a", n=0)["param"] == "n"
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("n", 0), ("n", 65), ("stop", ""), ("stop", ["a"] * 17), ("stop", "a" * 257), ("logprobs", 21)),
+        *(("logit_bias", {"7": 101}), ("logit_bias", {"264": 1}), ("structured_outputs", {"regex": ""})),
+        *(("prompt", []), ("prompt", ""), ("prompt", [999]), ("temperature", "high")),
+    ],
+)
+def test_a_wrong_field_is_named(served: Served, field: str, value: Any) -> None:
+    body: dict[str, Any] = {"prompt": "a", field: value}
+    assert served.refusal(COMPLETIONS, **body)["param"] == field
 
 
 def test_a_prompt_that_is_too_long_can_be_told_by_a_client(served: Served) -> None:
