@@ -154,7 +154,7 @@ def _replay_plan(scheduler: Scheduler, recorded: bytes | None, report: ReplayRep
 def _difference(recorded: bytes | None, replayed: bytes | None, num_calls: int) -> str:
     if recorded is None or replayed is None:
         step = decode_plan(recorded or replayed or b"").step
-        return f"call {num_calls}: plan {step} was {'' if recorded else 'not '}recorded, {_not(replayed)}replayed"
+        return f"call {num_calls}: plan {step} was {_not(recorded)}recorded, {_not(replayed)}replayed"
     old, new = decode_plan(recorded), decode_plan(replayed)
     for field in fields(StepPlan):
         was, is_now = getattr(old, field.name), getattr(new, field.name)
