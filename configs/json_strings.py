@@ -15,7 +15,8 @@ _FORMATS = {
     "json-pointer": f"^{_POINTER}$",
     "relative-json-pointer": f"^(0|[1-9][0-9]*)(#|{_POINTER})$",
 }
-_ANY = "[ !#-\\[\\]-\ud7ff\ue000-\U0010ffff]"  # spelled beyond ASCII: as an automaton long texts would take seconds
+# What `regex_classes.fitting` leaves of all characters, spelled beyond ASCII: as an automaton long texts take seconds.
+_ANY = "[ !#-\\[\\]-\ud7ff\ue000-\U0010ffff]"
 _NO_LIMIT = 1 << 31  # longer ones than xgrammar counts
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from penstock.configs.json_strings import pattern_of_length
+from penstock.configs.regex_classes import fitting
 from penstock.configs.sampling import SamplingParams
 from penstock.configs.structured import GrammarLimits, StructuredOutputsParams, problem_of
 from penstock.errors import RequestError
@@ -205,3 +207,7 @@ def test_sampling_params_take_the_object_or_a_mapping() -> None:
         with pytest.raises(RequestError, match="structured_outputs"):
             params.structured_outputs = wrong  # type: ignore[assignment]
     assert params.structured_outputs == StructuredOutputsParams(json_object=True)
+
+
+def test_a_text_of_a_length_is_of_all_characters_that_stand_in_json_as_they_are() -> None:
+    assert fitting(str(pattern_of_length(1, 1)).removesuffix("{1,1}")) == fitting("[^]")
