@@ -5,9 +5,9 @@
 `T` are the step's tokens, decodes and prompt together. Up to `knee` of them the reading of the weights takes the time
 and further tokens are free; above it arithmetic does. `C` are the cached tokens that the decodes read together.
 `overhead` comes with every step, `prompt` with every step that holds prompt tokens, where those are launched in another
-way than decodes alone. Neglected: what a prompt's tokens read of their own sequence. That is a hundredth of a chunk of
-500 tokens at a prompt's beginning and a fifth of one behind 4000 tokens; the rounding of rows to tiles; sampling beyond
-what the measured steps did.
+way than decodes alone. Neglected: what a prompt's tokens read of their own sequence (a hundredth of a chunk of 500
+tokens at a prompt's beginning, a fifth of one behind 4000 tokens); the rounding of rows to tiles; sampling beyond what
+the measured steps did.
 """
 
 from __future__ import annotations

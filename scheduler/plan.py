@@ -58,7 +58,7 @@ class Registration:
     """A sequence enters a slot. A preempted sequence registers again with prompt + generated as its known tokens."""
 
     slot: int
-    generation: int  # how often the slot has been given out; guards against results for its former owner
+    generation: int  # how often the slot has been given back; guards against results for its former owner
     num_computed_tokens: int  # already in the cache (prefix hit); the first row starts here
     num_prompt_tokens: int  # of token_ids; what follows was generated before a preemption
     token_ids: Ints  # [known tokens]

@@ -1,6 +1,6 @@
 """Slots 0 to max_num_seqs - 1: who holds them, and the lengths of their holders as columns.
 
-A slot's generation counts how often it was given out, within 15 bits; a result carries no generation, but the
+A slot's generation counts how often it was given back, within 15 bits; a result carries no generation, but the
 scheduler notes each step's, so that whatever comes for a former owner is told apart by one comparison.
 """
 
