@@ -34,10 +34,10 @@ _ANSWER_S = 60.0
 def take_away(app_name: str, ends_serve: bool) -> None:
     """Removes an application, waiting for the requests that its settings let finish, and Serve if it has no other."""
     with suppress(RayError, RayServeException):  # Serve has ended by itself
-        while app_name in serve.status().applications:
+        while ray.is_initialized() and app_name in serve.status().applications:  # else Serve would join another cluster
             with suppress(TimeoutError):  # requests that run may take longer than Serve waits at once
                 serve.delete(app_name)
-        if ends_serve and not serve.status().applications:
+        if ends_serve and ray.is_initialized() and not serve.status().applications:
             serve.shutdown()  # type: ignore[no-untyped-call]
 
 
