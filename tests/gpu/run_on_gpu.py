@@ -83,7 +83,7 @@ def check(out: Path) -> list[str]:
     """All tests: the one that fills the memory, then the others side by side."""
 
     def pytest(name: str, *which: str) -> str:
-        command = [sys.executable, "-m", "pytest", *which, "-m", "gpu", "-s", "--durations=8"]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-s", "--durations=8", *which]
         if find_spec("pytest_timeout"):
             command.append(f"--timeout={HANG_S}")
         return run(out, name, command, LIMITS_S["tests"])
@@ -93,7 +93,11 @@ def check(out: Path) -> list[str]:
     start = time.monotonic()
     summary = [pytest("tests-burst", alone)]
     with ThreadPoolExecutor() as pool:
-        beside = [pool.submit(pytest, "tests-engines", engines), pool.submit(pytest, "tests-soak", soak)]
+        beside = [
+            pool.submit(pytest, "tests-engines", engines, "-k", "not four_ranks"),
+            pool.submit(pytest, "tests-four-ranks", engines, "-k", "four_ranks"),
+            pool.submit(pytest, "tests-soak", soak),
+        ]
         summary += [pytest("tests-in-process", *others), *(each.result() for each in beside)]
     return [*summary, f"tests: {time.monotonic() - start:.0f} s in all"]
 
