@@ -166,6 +166,8 @@ class EngineConfig(BaseModel):
                 f"stage_timeout_s {self.stage_timeout_s} is below two heartbeats "
                 f"(heartbeat_interval_s {self.heartbeat_interval_s})"
             )
+        if self.trace is not None and self.trace == self.record:
+            return f"trace and record are both {self.trace!r}: one would write over the other"
         return None
 
     @property

@@ -52,6 +52,11 @@ def test_two_ways_to_size_the_cache_are_one_too_many() -> None:
         EngineConfig(num_kv_blocks=4, kv_cache_memory_bytes=9)
 
 
+def test_a_trace_and_a_record_are_two_files() -> None:
+    with pytest.raises(ConfigError, match="trace and record are both 'run'"):
+        EngineConfig(trace="run", record="run")
+
+
 def test_a_stage_without_layers_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"\[8, 0\] leaves a stage without layers"):
         EngineConfig(pipeline_parallel_size=2, pipeline_layer_partition=[8, 0])
