@@ -48,7 +48,7 @@ def _layers(rank: StageFigures, num_layers: int) -> str:
         parts.append(f"{whole.start}-{whole.stop - 1}" if len(whole) > 1 else f"{whole.start}")
     if span.attentions.stop > whole.stop:
         parts.append(f"attention of {whole.stop}")
-    return ", ".join([*parts, "head"] if span.stop == 2 * num_layers else parts)
+    return ", ".join([*parts, "head"] if span.ends_with(num_layers) else parts)
 
 
 def _typical_s(cost: StepCost) -> float:

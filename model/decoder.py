@@ -98,8 +98,8 @@ class StageModule(nn.Module):
         rows = padded_vocab_per_rank(config.vocab_size, tp.size)
         self.embed_tokens = VocabEmbedding(rows, config.hidden_size, place, tp) if first else None
         branches = [
-            GatedMLP(config, tp, place) if half % 2 else SelfAttention(config, half // 2, tp, place)
-            for half in range(span.start, span.stop)
+            GatedMLP(config, tp, place) if is_mlp else SelfAttention(config, layer, tp, place)
+            for layer, is_mlp in span.halves
         ]
         self.attentions = [branch for branch in branches if isinstance(branch, SelfAttention)]
         kind = SandwichHalf if config.sandwich_norms else HalfLayer

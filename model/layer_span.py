@@ -42,6 +42,15 @@ class LayerSpan:
         return range(self.start // 2, self.stop // 2)
 
     @property
+    def halves(self) -> list[tuple[int, bool]]:
+        """In order: of which layer each is, and whether it is its MLP."""
+        return [(half // 2, half % 2 == 1) for half in range(self.start, self.stop)]
+
+    def ends_with(self, num_layers: int) -> bool:
+        """Whether the last of so many layers ends here."""
+        return self.stop == 2 * num_layers
+
+    @property
     def num_layers(self) -> float:
         """In all."""
         return (self.stop - self.start) / 2

@@ -47,7 +47,7 @@ def load_weights(
     """
     pieces = stage_weights(config, span, tp_rank, tp_size)
     with SafetensorsFolder(Path(folder)) as source:
-        if config.tie_word_embeddings and span.stop == 2 * config.num_hidden_layers and source.has(HEAD):
+        if config.tie_word_embeddings and span.ends_with(config.num_hidden_layers) and source.has(HEAD):
             _check_head(source, pieces)
         _fill(module, source, pieces)
     module.finish()

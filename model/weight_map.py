@@ -60,11 +60,11 @@ def stage_weights(config: ModelConfig, span: LayerSpan, tp_rank: int, tp_size: i
     """Every piece of a rank's share. The first layer brings the embedding with it, the last one the norm and head."""
     weights = _RankWeights(config, tp_rank, tp_size)
     pieces: list[Piece] = []
-    first, last = span.start == 0, span.stop == 2 * config.num_hidden_layers
+    first, last = span.start == 0, span.ends_with(config.num_hidden_layers)
     if first:
         pieces += weights.vocabulary("embed_tokens.weight", EMBEDDING)
-    for index, half in enumerate(range(span.start, span.stop)):
-        pieces += weights.half(f"halves.{index}.", f"model.layers.{half // 2}.", is_mlp=half % 2 == 1)
+    for index, (layer, is_mlp) in enumerate(span.halves):
+        pieces += weights.half(f"halves.{index}.", f"model.layers.{layer}.", is_mlp)
     if last:
         pieces.append(weights.whole("norm.weight", "model.norm.weight", config.hidden_size))
         if not (first and config.tie_word_embeddings):

@@ -79,7 +79,7 @@ class Table:
         """Of "first second" to µs."""
         keys = [tuple(map(int, key.split())) for key in times]
         firsts, seconds = (sorted({key[i] for key in keys}) for i in range(2))
-        values = [[times[f"{a} {b}" if f"{a} {b}" in times else str(a)] * 1e-6 for b in seconds] for a in firsts]
+        values = [[times[f"{a} {b}"] * 1e-6 for b in seconds] for a in firsts]
         return cls(np.array(firsts, float), np.array(seconds, float), np.array(values))
 
     def at(self, first: float, second: float) -> float:

@@ -35,7 +35,7 @@ def build_module(
     config: ModelConfig, span: LayerSpan, tp: TensorParallel, source: Path | int, dtype: torch.dtype = torch.float32
 ) -> StageModule:
     """A loaded module with a cache; `source` is a model folder, or the seed of random weights."""
-    first, last = span.start == 0, span.stop == 2 * config.num_hidden_layers
+    first, last = span.start == 0, span.ends_with(config.num_hidden_layers)
     module = build_stage_module(config, span, tp, dtype=dtype, first=first, last=last)
     if isinstance(source, int):
         dummy_weights(module, config, source)
