@@ -100,8 +100,10 @@ class _Custodian:
             except RayError as error:
                 log.warning("the lease can't be asked: %s", error)
             time.sleep(_POLL_S)
-        self._end()
-        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+        try:
+            self._end()
+        finally:  # else nobody could serve an application of that name again
+            ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
 Lease = ray.remote(_Lease)
@@ -119,11 +121,14 @@ class Custody:
         ray.get(self._custodian.watch.remote(self.lease, ends_serve))
 
     def end(self) -> None:
-        """Removes the application and waits for that."""
-        with suppress(RayError):
+        """Removes the application and waits for that; where it takes longer, the custodian goes on by itself."""
+        try:
             ray.get(self._custodian.end.remote(), timeout=self._end_timeout_s)
             ray.kill(self._custodian, no_restart=True)
-        ray.kill(self.lease, no_restart=True)
+        except RayError as error:
+            log.warning("the application is not gone yet: %s", error)
+        finally:
+            ray.kill(self.lease, no_restart=True)
 
 
 def _hire(app_name: str) -> Any:

@@ -187,7 +187,8 @@ class FakeClient:
             kind, body = unframe(data)
             if kind is Kind.EVENTS:
                 for event in decode_events(body, self.client_id):
-                    answers(event)
+                    if event.request_id not in self.open_when_failed:  # a refusal behind FAILED: a client has answered
+                        answers(event)
                 self.open -= answers.ends.keys()
             elif kind is Kind.FAILED:
                 self._fail(decode_text(body), answers)

@@ -178,11 +178,17 @@ def test_a_scheduler_that_raises_fails_the_engine_with_its_words(rig: LoopRig, m
     def broken() -> None:
         raise AssertionError("block 7 twice")
 
-    monkeypatch.setattr(rig.loop.scheduler, "schedule", broken)
+    rig.workers[-1].paused = True
     client, answers = rig.client(), Answers()
     client.submit(request("a"))
+    eventually(lambda: rig.loop.call(lambda: rig.loop.scheduler.num_unfinished) == 1)
+    monkeypatch.setattr(rig.loop.scheduler, "schedule", broken)
     client.read(answers, 1)
+    assert client.open_when_failed == {"a"}
     assert answers.ends["a"].error == "AssertionError: block 7 twice"
+    client.submit(request("late"))
+    client.read(answers, 2)
+    assert answers.ends["late"].error == "AssertionError: block 7 twice"
 
 
 def test_stopping_answers_what_is_open_and_ends_the_thread(rig: LoopRig) -> None:

@@ -27,7 +27,7 @@ class Nothing:
 
 def deploy(app_name: str) -> Custody:
     """As a server does."""
-    custody = Custody(app_name, end_timeout_s=30.0)
+    custody = Custody(app_name, end_timeout_s=60.0)
     serve.start(proxy_location="Disabled")
     serve.run(Nothing.bind(), name=app_name, route_prefix=None)  # type: ignore[attr-defined]
     return custody
@@ -49,7 +49,7 @@ def test_an_application_ends_with_its_driver_and_serve_with_the_last_one() -> No
         Custody("one", end_timeout_s=1.0)
     other = deploy("other")
     ray.kill(one.lease)  # as at its driver's end
-    eventually(lambda: there() == {"custodian-other", "SERVE_REPLICA::other"}, timeout_s=20)
+    eventually(lambda: there() == {"custodian-other", "SERVE_REPLICA::other"}, timeout_s=60)
     other.end()
     assert not there()
     assert not serve_runs()
@@ -63,6 +63,6 @@ def test_serve_stays_where_it_ran_before() -> None:
 
 
 def test_where_serve_never_started_there_is_nothing_to_take_away() -> None:
-    Custody("one", end_timeout_s=10.0).end()
+    Custody("one", end_timeout_s=60.0).end()
     assert not there()
     assert not serve_runs()
