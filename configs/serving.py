@@ -5,14 +5,17 @@ They may stand in the same YAML file as the engine's; no name means something in
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import ConfigError
 from .engine import NAME_PATTERN
 from .problems import explain
 from .sampling import MAX_LOGPROBS
+
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/*A-Z]+")  # all, or as browsers send it
 
 
 class ServeConfig(BaseModel):
@@ -42,6 +45,9 @@ class ServeConfig(BaseModel):
     api_key_file: str | None = Field(
         None, description="a file with an API key on each line; PENSTOCK_API_KEY names one more"
     )
+    allowed_origins: list[str] = Field(
+        [], description="origins whose pages may ask from a browser, as `https://chat.example.com`; `*` for all"
+    )
     max_open_requests: int = Field(1024, description="requests for each engine, running and queued; beyond: 429", ge=1)
     max_open_tokens: int = Field(
         32_000_000, description="tokens held for them, prompts and outputs so far; beyond: 429", ge=1
@@ -64,6 +70,14 @@ class ServeConfig(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             raise ConfigError(explain(error, type(self).model_fields)) from None
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins_are_origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):  # no browser would ever send it
+                raise ValueError(f"{origin!r} is no origin, such as https://chat.example.com:8443, without a path")
+        return origins
 
     @model_validator(mode="after")
     def _settings_agree(self) -> ServeConfig:

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -65,6 +66,10 @@ class Api:
         self._open("/version", _version)
         self.app.add_exception_handler(HTTPException, _http_error)
         self.app.openapi = self._document  # type: ignore[method-assign]
+        if origins := service.config.allowed_origins:
+            self.app.add_middleware(
+                CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+            )
 
     def _post(
         self,

@@ -46,6 +46,12 @@ def test_a_setting_beyond_its_limit_is_refused_with_its_name_and_value(setting: 
         ServeConfig(**{setting: value})
 
 
+@pytest.mark.parametrize("origin", ["chat.example.com", "https://chat.example.com/", "https://*.example.com", ""])
+def test_what_no_browser_calls_an_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ConfigError, match=r"allowed_origins is .* is no origin, such as https://"):
+        ServeConfig(allowed_origins=["http://localhost:3000", origin])
+
+
 def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'max_open_requests'"):
         ServeConfig(max_open_request=1)

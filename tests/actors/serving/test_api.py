@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
 
 import penstock
 from penstock.actors.server import Server
 from penstock.configs.load import load_configs
 from penstock.configs.problems import unknown_name
+from penstock.configs.serving import ServeConfig
 from penstock.errors import ConfigError, EngineDeadError
 
 from ..fake_engine import END
@@ -113,6 +115,39 @@ def test_other_paths_and_methods_are_refused_in_openais_shape(served: Served) ->
     wrong = served.get(CHAT)
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert "GET /v1/chat/completions" in wrong.json()["error"]["message"]
+
+
+def asked_from(origin: str, *allowed: str) -> tuple[httpx.Response, httpx.Response]:
+    """A browser's question before a chat, and the chat."""
+    served = Served(config=ServeConfig(served_model_name="demo", allowed_origins=list(allowed)))
+    wants = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+
+    async def asked() -> tuple[httpx.Response, httpx.Response]:
+        async with served.client() as client:
+            before = await client.options(CHAT, headers={"origin": origin} | wants)
+            body = {"model": "demo", "messages": HELLO, "stream": True}
+            return before, await client.post(CHAT, headers={"origin": origin}, json=body)
+
+    return asyncio.run(asked())
+
+
+@pytest.mark.parametrize("allowed", ["https://chat.example.com", "*"])
+def test_a_page_of_an_allowed_origin_may_ask(allowed: str) -> None:
+    before, chat = asked_from("https://chat.example.com", "http://localhost:3000", allowed)
+    assert before.status_code == 200
+    assert before.headers["access-control-allow-origin"] in ("https://chat.example.com", "*")
+    assert before.headers["access-control-allow-headers"] == "authorization,content-type"
+    assert "POST" in before.headers["access-control-allow-methods"]
+    assert chat.headers["access-control-allow-origin"] in ("https://chat.example.com", "*")
+    assert chat.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("allowed", [(), ("https://chat.example.com",)])
+def test_a_page_of_another_origin_may_not(allowed: tuple[str, ...]) -> None:
+    before, chat = asked_from("https://evil.example.com", *allowed)
+    assert before.status_code == (400 if allowed else 405)
+    assert "access-control-allow-origin" not in before.headers
+    assert "access-control-allow-origin" not in chat.headers
 
 
 @pytest.mark.parametrize(
