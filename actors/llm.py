@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +22,7 @@ from .opening import default_sampling_params, failure_of, open_desk
 from .outputs import RequestOutput
 from .progress import Progress
 from .prompts import Encoded, Limits, Prompt, as_list, encode
-from .tokenizer import Tokenizer, load_tokenizer
+from .tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams]
 
@@ -35,7 +36,7 @@ class LLM:
     ModelError, ConfigError or ClusterError, and leaves nothing running then.
     """
 
-    def __init__(self, model: str = "demo", **settings: Any) -> None:
+    def __init__(self, model: str | Path = "demo", **settings: Any) -> None:
         self._start(load_config(model, **settings))
 
     @classmethod
@@ -54,6 +55,7 @@ class LLM:
         return llm
 
     def _start(self, config: EngineConfig) -> None:
+        check_tokenizer(config)
         with ThreadPoolExecutor(1) as background:  # the tokenizer's import takes a second; the engine's start hides it
             tokenizer = background.submit(load_tokenizer, config)
             handle = start_engine(config)

@@ -30,6 +30,7 @@ from .scheduler_settings import max_model_len
 from .serving.auth import load_keys
 from .serving.chat_parser import chat_parser
 from .serving.http_server import check_port
+from .tokenizer import check_tokenizer
 
 _MAX_CHARS = 2000
 _END_S = 60.0  # for the application's end, behind the draining
@@ -42,6 +43,7 @@ class Server:
         """Checks what can be checked before anything is started; raises ConfigError and ModelError."""
         self._config, self._serving = config, serving
         max_model_len(config, read_model_config(config.model))
+        check_tokenizer(config)
         load_keys(serving.api_key_file)
         chat_parser(serving.tool_call_parser, serving.reasoning_parser, prompt="")
         if serving.ingress == "direct":

@@ -55,11 +55,6 @@ class Tokenizer:
     """A model's tokenizer and its chat template."""
 
     def __init__(self, folder: str) -> None:
-        if not (Path(folder) / TOKENIZER_FILE).is_file():
-            raise ModelError(
-                f"no {TOKENIZER_FILE} in {folder}; give tokenizer= another folder, or skip_tokenizer_init=True "
-                "and prompts as token ids"
-            )
         from transformers import PreTrainedTokenizerFast
 
         try:
@@ -138,6 +133,17 @@ def _check_texts(texts: list[str]) -> None:
             raise TextError(index, f"holds half a character, {text[error.start]!r}") from None
 
 
+def check_tokenizer(config: EngineConfig) -> None:
+    """Raises ModelError for a tokenizer that isn't there, before an engine starts for nothing."""
+    folder = config.tokenizer_path
+    if not (config.skip_tokenizer_init or (Path(folder) / TOKENIZER_FILE).is_file()):
+        raise ModelError(
+            f"no {TOKENIZER_FILE} in {folder}; give tokenizer= another folder, or skip_tokenizer_init=True "
+            "and prompts as token ids"
+        )
+
+
 def load_tokenizer(config: EngineConfig) -> Tokenizer | None:
     """The engine's tokenizer, or None where its settings say so; raises ModelError."""
+    check_tokenizer(config)
     return None if config.skip_tokenizer_init else Tokenizer(config.tokenizer_path)

@@ -27,7 +27,7 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def load_config(model: str = "demo", **settings: object) -> EngineConfig:
+def load_config(model: str | Path = "demo", **settings: object) -> EngineConfig:
     """The engine's settings for `model`; those given here win over the YAML file's, a server's are left aside.
 
     Raises ModelError where there is no such model, ConfigError for a wrong setting, file or key.
@@ -35,9 +35,13 @@ def load_config(model: str = "demo", **settings: object) -> EngineConfig:
     return load_configs(model, **settings)[0]
 
 
-def load_configs(model: str = "demo", **settings: object) -> tuple[EngineConfig, ServeConfig]:
+def load_configs(model: str | Path = "demo", **settings: object) -> tuple[EngineConfig, ServeConfig]:
     """The engine's and the server's settings, as `load_config`; a server without a name for its model gets one."""
+    if not isinstance(model, str | Path):
+        raise ModelError(f"model is {model!r}; it is a folder, a YAML file or a preset ({', '.join(preset_names())})")
+    model = str(model)
     values = _file_values(model)
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     if isinstance(tokenizer := settings.get("tokenizer"), str):
         settings["tokenizer"] = str(_folder(tokenizer, Path.cwd(), "tokenizer"))
     if isinstance(key_file := settings.get("api_key_file"), str):

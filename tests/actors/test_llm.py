@@ -68,10 +68,17 @@ def test_wrong_settings_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         LLM("nowhere")
 
 
-def test_an_engine_without_its_tokenizer_is_shut_down(engine: FakeEngine, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no tokenizer.json in .*skip_tokenizer_init"):
+def test_an_engine_whose_tokenizer_is_damaged_is_shut_down(engine: FakeEngine, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"the tokenizer in .* can't be read"):
         LLM("demo", tokenizer=str(tmp_path))
     assert engine.num_shutdowns == 1
+
+
+def test_an_engine_without_its_tokenizer_is_not_even_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(llm_module, "start_engine", lambda config: pytest.fail("was started"))
+    with pytest.raises(ModelError, match=r"no tokenizer.json in .*skip_tokenizer_init"):
+        LLM("demo", tokenizer=str(tmp_path))
 
 
 def test_a_context_manager_shuts_down_also_after_an_error(engine: FakeEngine) -> None:

@@ -62,6 +62,17 @@ def test_a_model_that_is_nowhere_names_the_presets() -> None:
         load_config("nowhere")
 
 
+@pytest.mark.parametrize("model", [None, 5, b"demo"])
+def test_what_could_name_no_model_says_what_does(model: object) -> None:
+    with pytest.raises(ModelError, match=r"model is .*; it is a folder, a YAML file or a preset \(.*demo"):
+        load_config(model)  # type: ignore[arg-type]
+
+
+def test_paths_are_as_good_as_text(tmp_path: Path) -> None:
+    config = load_config(tmp_path, tokenizer=tmp_path, trace=tmp_path / "trace.json")
+    assert config == load_config(str(tmp_path), tokenizer=str(tmp_path), trace=str(tmp_path / "trace.json"))
+
+
 def test_a_tokenizers_folder_has_to_be_there() -> None:
     with pytest.raises(ModelError, match="tokenizer is 'nowhere': no such folder"):
         load_config("demo", tokenizer="nowhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from penstock.actors.server import Server
 from penstock.configs.load import load_configs
 from penstock.configs.problems import unknown_name
 from penstock.configs.serving import ServeConfig
-from penstock.errors import ConfigError, EngineDeadError
+from penstock.errors import ConfigError, EngineDeadError, ModelError
 
 from ..fake_engine import END
 from .served import CHAT, COMPLETIONS, HELLO, Served
@@ -207,6 +208,11 @@ def test_what_is_wrong_many_times_over_is_said_briefly_and_soon(served: Served, 
 def test_a_server_that_could_not_serve_is_refused_before_anything_starts(setting: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Server(*load_configs("demo", **setting))
+
+
+def test_a_server_without_its_tokenizer_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no tokenizer\.json in"):
+        Server(*load_configs("demo", tokenizer=str(tmp_path)))
 
 
 def test_a_long_name_is_compared_with_no_other() -> None:
