@@ -55,7 +55,7 @@ class _StageWorker:
     @ray.method
     def totals(self) -> StageTotals:
         """Where the stage's time went so far."""
-        return self._running().timeline.totals
+        return self._running().timeline.so_far()
 
     @ray.method
     def spans(self) -> list[Span]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +46,8 @@ class StageTotals:
     first_start_ns: int = 0  # when the first step started, 0 before
     last_end_ns: int = 0
     host_ns: int = 0  # of the thread that launches steps, from the plan to the last launch
-    wait_ns: dict[str, int] = field(default_factory=dict)  # by cause
+    wait_ns: dict[str, int] = field(default_factory=dict)  # by cause, of waits that have ended
+    waiting_ns: int = 0  # for a plan since the last step's end, when the totals were asked for
 
     def since(self, earlier: StageTotals) -> StageTotals:
         """The totals of the time after `earlier` was taken."""
@@ -74,6 +75,7 @@ class Timeline:
         self.keep_spans = keep_spans
         self.spans: list[Span] = []
         self.totals = StageTotals()
+        self._num_launched = 0
 
     def work(self, lane: Lane, step: int, name: str, start_ns: int, end_ns: int) -> None:
         """Notes a piece of work that ran."""
@@ -88,6 +90,7 @@ class Timeline:
 
     def launched(self, step: int, start_ns: int, end_ns: int) -> None:
         """Notes how long the host took to prepare and launch a step."""
+        self._num_launched += 1
         self.totals.host_ns += end_ns - start_ns
         if self.keep_spans:
             self.spans.append(Span("host", step, "launch", start_ns, end_ns))
@@ -99,6 +102,13 @@ class Timeline:
             waits[cause] = waits.get(cause, 0) + end_ns - start_ns
         if self.keep_spans:
             self.spans.append(Span(lane, step, f"wait: {cause}", start_ns, end_ns))
+
+    def so_far(self) -> StageTotals:
+        """The totals of this moment, the wait of a stage that has nothing to do included."""
+        totals = replace(self.totals, wait_ns=dict(self.totals.wait_ns))
+        if totals.steps and totals.steps >= self._num_launched:
+            totals.waiting_ns = max(0, now_ns() - totals.last_end_ns)
+        return totals
 
 
 def write_chrome_trace(path: str | Path, stages: Mapping[str, Iterable[Span]]) -> None:

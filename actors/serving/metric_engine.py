@@ -59,7 +59,9 @@ class EngineObserver:
     def _observe_stage(self, stage: str, figures: dict[str, Any], uptime_s: float) -> None:
         pid, busy_s = int(figures["pid"]), figures["busy_ns"] / 1e9
         self._advance(pid, Metric.STAGE_BUSY, busy_s, stage)
-        for cause, wait_ns in figures["wait_ns"].items():
+        waits = dict(figures["wait_ns"])
+        waits["plan"] = waits.get("plan", 0) + figures["waiting_ns"]
+        for cause, wait_ns in waits.items():
             self._advance(pid, Metric.STAGE_IDLE, wait_ns / 1e9, stage, cause)
         before = self._looks.get(stage)
         if before is None or before[0] != pid:

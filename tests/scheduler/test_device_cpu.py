@@ -66,6 +66,17 @@ def test_an_idle_compute_lane_waits_for_a_plan_by_name(device: CpuDevice) -> Non
     assert device.timeline.totals.steps == 2
 
 
+def test_the_wait_of_a_lane_that_has_nothing_to_do_is_told_and_not_that_of_one_that_works(device: CpuDevice) -> None:
+    timeline = device.timeline
+    assert timeline.so_far().waiting_ns == 0, "before the first step"
+    timeline.launched(0, 0, 0)
+    device.enqueue("compute", lambda: None, cause="compute", step=0).wait()
+    first, second = timeline.so_far().waiting_ns, timeline.so_far().waiting_ns
+    assert 0 < first <= second
+    timeline.launched(1, 0, 0)
+    assert timeline.so_far().waiting_ns == 0
+
+
 def test_close_ends_every_lane_thread() -> None:
     device = CpuDevice(name="closing")
     device.enqueue("compute", lambda: None, cause="compute", step=0)

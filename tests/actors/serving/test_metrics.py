@@ -21,7 +21,7 @@ from penstock.actors.serving.metric_table import Metric
 from penstock.actors.serving.metrics import FinishedRequest, ServingMetrics
 
 RECORD = FinishedRequest("r", "/v1/completions", 10, 4, 8, "stop", 0.2, 0.03, 0.41, 200)
-BUSY = {"pid": 2, "busy_share": 0.4, "busy_ns": 2_000_000_000, "wait_ns": {"plan": 500_000_000}}
+BUSY = {"pid": 2, "busy_share": 0.4, "busy_ns": 2_000_000_000, "wait_ns": {"plan": 500_000_000}, "waiting_ns": 0}
 
 
 def told(uptime_s: float, pid: int = 1, **scheduler: int) -> dict[str, Any]:
@@ -116,6 +116,16 @@ def test_a_stages_time_is_split_and_what_it_did_not_tell_is_made_up_for(metrics:
     assert value(metrics, "stage_idle_seconds_total", stage="0", cause="plan") == 0.5
     assert value(metrics, "stage_idle_seconds_total", stage="0", cause="tokens") == 0.25
     assert value(metrics, "stage_busy_share", stage="0") == 0.5, "3 s of the 6 s since the stage told the last time"
+
+
+def test_a_wait_that_goes_on_counts_while_it_does_and_once(metrics: ServingMetrics) -> None:
+    looks = [(10.0, BUSY), (12.0, BUSY | {"waiting_ns": 2_000_000_000}), (16.0, BUSY | {"waiting_ns": 6_000_000_000})]
+    for expected, (uptime_s, stage) in zip((0.5, 2.5, 6.5), looks, strict=True):
+        metrics.observe_engine(told(uptime_s) | {"stages": [stage]})
+        assert value(metrics, "stage_idle_seconds_total", stage="0", cause="plan") == expected
+    ended = BUSY | {"wait_ns": {"plan": 7_000_000_000}}
+    metrics.observe_engine(told(17.0) | {"stages": [ended]})
+    assert value(metrics, "stage_idle_seconds_total", stage="0", cause="plan") == 7.0
 
 
 def test_queue_times_keep_their_buckets_and_their_sum(metrics: ServingMetrics) -> None:
