@@ -103,7 +103,7 @@ def test_a_pattern_searches(pattern: str, found: list[str], missed: list[str]) -
         (r"^[é-ñ]\W$", "é"),
         ("^é[ -~]$", "é"),
         (r"^é[\s\S]$", "é"),
-        ("^(a|.){1,9999}$", ""),
+        ("^(a|.){1,200}$", ""),
         ("^[^x]$", ""),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_length_counts_characters_and_long_ones_compile_at_once() -> None:
 )
 def test_an_expression_is_read_as_it_is_written(expression: str, taken: list[str], refused: list[str]) -> None:
     tag = {"type": "structural_tag", "format": {"type": "regex", "pattern": expression}}
-    large = {"type": "string", "pattern": f"^({expression}|é){{1,9999}}$"}
+    large = {"type": "string", "pattern": f"^({expression}|é){{1,200}}$"}
     for text in [*taken, *refused]:
         assert allows(text, regex=expression) == (text in taken), text
         assert allows(text, structural_tag=json.dumps(tag)) == (text in taken), text
