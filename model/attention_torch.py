@@ -6,6 +6,7 @@ chunk attends by itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from .attention import AttentionSpec
 from .batch import Batch
@@ -24,12 +24,16 @@ _GATHERED_KEYS = 1 << 14  # at a time
 
 
 class TorchAttention:
-    """`Attention` by gathers and `scaled_dot_product_attention`."""
+    """`Attention` by gathers and `scaled_dot_product_attention`.
+
+    `lower_right` makes a mask of (queries, keys) that torch's own FlashAttention takes, where that is there.
+    """
 
     pads_chunks = False
 
-    def __init__(self, spec: AttentionSpec) -> None:
+    def __init__(self, spec: AttentionSpec, lower_right: Callable[[int, int], Tensor] | None = None) -> None:
         self.spec = spec
+        self._lower_right = lower_right
 
     def attend(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, batch: Batch) -> Tensor:
         spec = self.spec
@@ -114,8 +118,8 @@ class TorchAttention:
         if window is None or window >= length:
             if num_queries == length:
                 return None
-            if q.is_cuda and q.element_size() == 2:  # torch's own FlashAttention takes no mask but this
-                return causal_lower_right(num_queries, length)
+            if self._lower_right is not None:
+                return self._lower_right(num_queries, length)
         keys = torch.arange(length, device=device)
         ends = torch.arange(length - num_queries + 1, length + 1, device=device).unsqueeze(1)
         seen = keys < ends

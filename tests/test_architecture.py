@@ -90,6 +90,13 @@ def test_importing_the_scheduler_is_light_and_quick() -> None:
     assert elapsed_s < 3 * 0.3, f"{elapsed_s:.2f} s, the interpreter's start included"
 
 
+def test_a_stage_does_not_load_torchs_compiler() -> None:
+    """It would add seconds to the start of every rank."""
+    code = "import sys, penstock.actors.stage_host; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_importing_penstock_alone_loads_no_torch_and_no_ray() -> None:
     code = "import sys, penstock; print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

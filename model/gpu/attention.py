@@ -98,7 +98,16 @@ class DecodesApart:
 
 def make_attention(dtype: torch.dtype, spec: AttentionSpec) -> Attention:
     """The fastest at hand where it serves the type and the head's size, else torch."""
-    if dtype not in (torch.bfloat16, torch.float16) or spec.head_dim > _MAX_HEAD_DIM or spec.head_dim % 8:
+    if dtype not in (torch.bfloat16, torch.float16):
         return TorchAttention(spec)
+    if spec.head_dim > _MAX_HEAD_DIM or spec.head_dim % 8:
+        return _torch_attention(spec)
     kernel = find_flash_attention()
-    return DecodesApart(spec, TorchAttention(spec) if kernel is None else FlashAttention(spec, kernel))
+    return DecodesApart(spec, _torch_attention(spec) if kernel is None else FlashAttention(spec, kernel))
+
+
+def _torch_attention(spec: AttentionSpec) -> Attention:
+    """Torch's, for the types that its own FlashAttention takes."""
+    from torch.nn.attention.bias import causal_lower_right  # it loads torch's compiler, which takes two seconds
+
+    return TorchAttention(spec, causal_lower_right)
