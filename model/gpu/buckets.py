@@ -20,7 +20,7 @@ _MIXED = [16, *range(32, MAX_TOKENS + 1, 32)]
 
 
 @dataclass(slots=True, frozen=True)
-class StepShape:
+class PaddedShape:
     """What a padded step looks like to a kernel."""
 
     num_tokens: int
@@ -50,17 +50,17 @@ class Buckets:
     def __init__(self, limits: StepLimits, mixed: bool) -> None:
         """Without `mixed` only steps of decodes are padded."""
         self.row_counts = decode_buckets(limits.max_num_seqs)
-        self._decodes = [StepShape(rows, rows, all_decode=True) for rows in self.row_counts]
+        self._decodes = [PaddedShape(rows, rows, all_decode=True) for rows in self.row_counts]
         self._tokens = mixed_buckets(limits.max_num_batched_tokens) if mixed else []
         self._mixed = [
-            StepShape(tokens, min(tokens, limits.max_num_seqs) + 1, all_decode=False) for tokens in self._tokens
+            PaddedShape(tokens, min(tokens, limits.max_num_seqs) + 1, all_decode=False) for tokens in self._tokens
         ]
 
-    def shapes(self) -> list[StepShape]:
+    def shapes(self) -> list[PaddedShape]:
         """All of them, the largest of each kind first."""
         return [*reversed(self._decodes), *reversed(self._mixed)]
 
-    def shape_of(self, inputs: StepInput) -> StepShape | None:
+    def shape_of(self, inputs: StepInput) -> PaddedShape | None:
         """What the step is padded to; None for one that keeps its own shape."""
         sizes, shapes = (self.row_counts, self._decodes) if inputs.all_decode else (self._tokens, self._mixed)
         at = bisect_left(sizes, inputs.total_tokens)

@@ -13,7 +13,7 @@ from ..exchange import Exchange
 from ..limits import StepLimits
 from ..sampler import largest_of
 from ..work import StepWork
-from .buckets import Buckets, StepShape
+from .buckets import Buckets, PaddedShape
 from .columns import Places
 from .step_buffers import StepBuffers
 
@@ -86,13 +86,13 @@ class EagerLauncher:
         if self._embeds and self._samples:
             self._ends.feed_back(token_ids)
 
-    def _run_padded(self, shape: StepShape) -> None:
+    def _run_padded(self, shape: PaddedShape) -> None:
         self._step(shape)
 
     def _run_greedy(self, rows: int) -> None:
         self._head(rows)
 
-    def _step(self, shape: StepShape) -> None:
+    def _step(self, shape: PaddedShape) -> None:
         """A padded step, from where inputs arrive to where outputs leave."""
         tokens, buffers = shape.num_tokens, self._buffers
         self._ends.take_in()

@@ -18,7 +18,7 @@ import torch
 from ..decoder import StageModule
 from ..exchange import Exchange
 from ..limits import StepLimits
-from .buckets import StepShape
+from .buckets import PaddedShape
 from .eager import EagerLauncher
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,11 @@ class GraphLauncher(EagerLauncher):
         self, module: StageModule, device: torch.device, limits: StepLimits, scratch_block: int, exchange: Exchange
     ) -> None:
         super().__init__(module, device, limits, scratch_block, exchange)
-        self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[PaddedShape, torch.cuda.CUDAGraph] = {}
         self._heads: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
         self._capture_all()
 
-    def _run_padded(self, shape: StepShape) -> None:
+    def _run_padded(self, shape: PaddedShape) -> None:
         self._graphs[shape].replay()
 
     def _run_greedy(self, rows: int) -> None:

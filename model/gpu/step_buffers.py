@@ -21,7 +21,7 @@ from ..decoder import StageModule
 from ..exchange import Exchange
 from ..limits import StepLimits
 from ..work import StepWork
-from .buckets import StepShape, most_padded_tokens
+from .buckets import PaddedShape, most_padded_tokens
 from .columns import CHANGES, INCOMING, OUTGOING, RETURNS, SAMPLED, SAMPLES, STEADY, TOKENS, Columns, Places, Staging
 
 
@@ -67,7 +67,7 @@ class StepBuffers:
             host_sampled=self._no_ints if exchange.host_sampled is None else exchange.host_sampled.view(-1),
         )
 
-    def put(self, work: StepWork, shape: StepShape | None) -> None:
+    def put(self, work: StepWork, shape: PaddedShape | None) -> None:
         """Enqueues the copy of the step's host arrays, padded to the shape."""
         inputs, columns = work.inputs, self._staging.begin(shape is not None)
         rows = inputs.num_rows if shape is None else shape.num_rows
@@ -90,7 +90,7 @@ class StepBuffers:
         header[STEADY] = is_derived
 
     def _put_rows(
-        self, columns: Columns[NDArray[Any]], inputs: StepInput, shape: StepShape | None, padded_rows: int
+        self, columns: Columns[NDArray[Any]], inputs: StepInput, shape: PaddedShape | None, padded_rows: int
     ) -> None:
         rows, tokens = inputs.num_rows, inputs.total_tokens
         columns.slots[:rows] = inputs.slots
@@ -149,11 +149,11 @@ class StepBuffers:
         _, newest = np.unique(slots[::-1], return_index=True)
         return slots[::-1][newest], tokens[::-1][newest]
 
-    def clear(self, shape: StepShape) -> None:
+    def clear(self, shape: PaddedShape) -> None:
         """Inputs as if all of the step were padding."""
         self.put(StepWork(self._nothing), shape)
 
-    def batch(self, shape: StepShape) -> Batch:
+    def batch(self, shape: PaddedShape) -> Batch:
         """A padded step as its kernels see it.
 
         The block table has its full width and the lengths count as the greatest, since the attention kernel cuts its

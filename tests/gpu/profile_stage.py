@@ -29,7 +29,7 @@ from penstock.model.decoder import StageModule, build_stage_module
 from penstock.model.exchange import Exchange
 from penstock.model.gpu import decode_attention, fused, kernels
 from penstock.model.gpu.attention import FlashKernel, find_flash_attention
-from penstock.model.gpu.buckets import Buckets, StepShape
+from penstock.model.gpu.buckets import Buckets, PaddedShape
 from penstock.model.gpu.clock import timing_event
 from penstock.model.gpu.graphs import GraphLauncher
 from penstock.model.gpu.trial import step_of
@@ -107,7 +107,7 @@ def profile_decodes(num_layers: int) -> None:
     module, launcher = build(num_layers)
     weights = sum(195 << 20 for _ in range(num_layers)) * 2
     for rows in ROWS:
-        shape = StepShape(rows, rows, all_decode=True)
+        shape = PaddedShape(rows, rows, all_decode=True)
         fill(launcher, rows)
         hidden = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
 
@@ -127,7 +127,7 @@ def profile_decodes(num_layers: int) -> None:
 
 def compare_chains(num_layers: int) -> None:
     """Steps of decodes with the library's products and with ours, by what starts while the kernel before still runs."""
-    Buckets.shapes = lambda self: [StepShape(rows, rows, all_decode=True) for rows in (128, 64, 16)]  # type: ignore[method-assign]
+    Buckets.shapes = lambda self: [PaddedShape(rows, rows, all_decode=True) for rows in (128, 64, 16)]  # type: ignore[method-assign]
     for max_rows, of_norms, of_attention in itertools.product((0, 128), (False, True), (False, True)):
         setattr(kernels, "most_rows", lambda *_, most=max_rows, **__: most)  # noqa: B010
         for module, whether in ((fused, of_norms), (decode_attention, of_attention)):
@@ -135,7 +135,7 @@ def compare_chains(num_layers: int) -> None:
         stage, launcher = build(num_layers)
         figures = []
         for rows in (16, 64, 128):
-            shape = StepShape(rows, rows, all_decode=True)
+            shape = PaddedShape(rows, rows, all_decode=True)
             fill(launcher, rows)
             hidden = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
             head = time_ms(partial(greedy, stage, hidden))

@@ -14,7 +14,7 @@ from torch import Tensor
 from penstock.model.batch import Batch
 from penstock.model.decoder import StageModule
 from penstock.model.exchange import Exchange
-from penstock.model.gpu.buckets import MAX_ROWS, MAX_TOKENS, Buckets, StepShape
+from penstock.model.gpu.buckets import MAX_ROWS, MAX_TOKENS, Buckets, PaddedShape
 from penstock.model.gpu.columns import Columns, Staging
 from penstock.model.gpu.step_buffers import StepBuffers
 from penstock.model.gpu.trial import step_of
@@ -111,7 +111,7 @@ def test_steady_decodes_arrive_as_those_whose_columns_are_put() -> None:
     exchange = Exchange.of(limits(), device, first=True, last=True)
     assert exchange.future_map is not None
     exchange.future_map.tokens[:] = torch.arange(len(exchange.future_map.tokens)) + 70
-    shape, found = StepShape(16, 16, all_decode=True), []
+    shape, found = PaddedShape(16, 16, all_decode=True), []
     for step, slots in enumerate((ints([7, 2, 5]), ints([7, 2, 5]), ints([8, 1])), start=1):
         inputs = mirror.apply(StepPlan(step, slots, ints([1] * len(slots))))
         assert inputs.is_steady
@@ -130,8 +130,8 @@ def test_steady_decodes_arrive_as_those_whose_columns_are_put() -> None:
     assert found == [[0, 1, 2]] * 4 + [[0, 1]] * 2
 
 
-@pytest.mark.parametrize("shape", [StepShape(16, 16, all_decode=True), StepShape(64, 65, all_decode=False)])
-def test_a_cleared_step_is_padding_throughout(shape: StepShape) -> None:
+@pytest.mark.parametrize("shape", [PaddedShape(16, 16, all_decode=True), PaddedShape(64, 65, all_decode=False)])
+def test_a_cleared_step_is_padding_throughout(shape: PaddedShape) -> None:
     device = torch.device("cpu")
     exchange = Exchange.of(limits(), device, first=True, last=True)
     buffers = StepBuffers(cast(StageModule, OneStage), limits(), SCRATCH, exchange, device)
