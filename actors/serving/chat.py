@@ -27,7 +27,7 @@ from .service import Form, Job, Service, offloaded
 from .streams import DONE, sse
 from .usage import usage_of
 
-_FORM = Form("chatcmpl", "messages")
+_FORM = Form("chatcmpl-", "messages")
 _WHOLE, _CHUNK = "chat.completion", "chat.completion.chunk"
 
 
@@ -35,11 +35,37 @@ async def chat_completions(service: Service, request: Request) -> Response:
     """Answers one request; raises ApiError, RequestError and EngineDeadError before anything is sent."""
     body = await service.parse(request, ChatRequest)
     service.check_model(body.model)
-    field, constraint = constraint_of(body, service.config.tool_call_parser)
+    job = await chat_job(service, request, body, _FORM)
+    return await replied(service, request, job, _Reply(service, body, job), bool(body.stream))
+
+
+async def chat_job(
+    service: Service, request: Request, body: ChatRequest, form: Form, format_field: str = "response_format"
+) -> Job:
+    """A conversation as answers to come; raises ApiError and RequestError for one that can't be served.
+
+    `format_field` is what the client has called the response format.
+    """
+    field, constraint = constraint_of(body, service.config.tool_call_parser, format_field)
     params = _params(body, service, constraint)
     prompt = await offloaded(request, lambda: _prompt(body, service, params))
-    job = await service.job(request, [prompt], params, body.request_id, _FORM, constrained_by=field)
-    return await replied(service, request, job, _Reply(service, body, job), bool(body.stream))
+    return await service.job(request, [prompt], params, body.request_id, form, constrained_by=field)
+
+
+def parser_of(body: ChatRequest, service: Service, prompt: str) -> ChatParser:
+    """What reads one message of the answer to a conversation that has become this prompt."""
+    reads_calls = bool(body.tools) and body.tool_choice != "none"
+    tool = service.config.tool_call_parser if reads_calls else None
+    return chat_parser(tool, service.config.reasoning_parser, prompt)
+
+
+def only_wanted(body: ChatRequest, delta: ChatDelta) -> ChatDelta:
+    """The delta without what the client has asked to leave out."""
+    if body.parallel_tool_calls is False:
+        delta.tool_calls = [call for call in delta.tool_calls if call.index == 0]
+    if body.include_reasoning is False:
+        delta.reasoning = ""
+    return delta
 
 
 def _params(body: ChatRequest, service: Service, constraint: StructuredOutputsParams | None) -> SamplingParams:
@@ -69,9 +95,7 @@ class _Reply:
         self._envelope = Envelope(service, body, job, lambda: usage_of(job.answers))
         (self._answer,) = job.answers
         prompt = self._answer.prompt.text or ""
-        reads_calls = bool(body.tools) and body.tool_choice != "none"
-        tool = service.config.tool_call_parser if reads_calls else None
-        self._parsers = [chat_parser(tool, service.config.reasoning_parser, prompt) for _ in range(job.params.n)]
+        self._parsers = [parser_of(body, service, prompt) for _ in range(job.params.n)]
         self._has_begun = [False] * job.params.n
 
     def whole(self) -> dict[str, Any]:
@@ -95,7 +119,7 @@ class _Reply:
 
     def _whole_choice(self, output: CompletionOutput) -> dict[str, Any]:
         parser = self._parsers[output.index]
-        said = joined([self._only_wanted(delta) for delta in (parser.feed(output.text), parser.finish())])
+        said = joined([only_wanted(self._body, delta) for delta in (parser.feed(output.text), parser.finish())])
         message: dict[str, Any] = {"role": "assistant", "content": said.content or None, "refusal": None}
         if said.tool_calls:
             message["tool_calls"] = [
@@ -112,7 +136,7 @@ class _Reply:
         """What a chunk says; None where nothing has come: bytes that are no character yet, or a tag's beginning."""
         parser = self._parsers[output.index]
         deltas = [parser.feed(output.text)] + ([parser.finish()] if output.finished() else [])
-        delta = _as_json(map(self._only_wanted, deltas))
+        delta = _as_json(only_wanted(self._body, each) for each in deltas)
         is_first = not self._has_begun[output.index]
         if not (delta or output.finished() or is_first or self._body.return_token_ids or output.logprobs):
             return None
@@ -135,14 +159,6 @@ class _Reply:
 
     def _logprobs(self, tables: Sequence[PositionLogprobs], token_ids: Sequence[int]) -> dict[str, Any]:
         return chat_logprobs(tables, token_ids, self._service.tokenizer, self._body.top_logprobs or 0)
-
-    def _only_wanted(self, delta: ChatDelta) -> ChatDelta:
-        """Without what the client has asked to leave out."""
-        if self._body.parallel_tool_calls is False:
-            delta.tool_calls = [call for call in delta.tool_calls if call.index == 0]
-        if self._body.include_reasoning is False:
-            delta.reasoning = ""
-        return delta
 
 
 def _as_json(deltas: Iterable[ChatDelta]) -> dict[str, Any]:

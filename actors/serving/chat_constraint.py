@@ -15,29 +15,31 @@ from .fields import constraint
 from .tool_parsers import TOOL_FORMATS
 
 
-def constraint_of(body: ChatRequest, parser: str | None) -> tuple[str, StructuredOutputsParams | None]:
-    """The constraint, if any, behind the field that it comes from.
+def constraint_of(
+    body: ChatRequest, parser: str | None, format_field: str = "response_format"
+) -> tuple[str, StructuredOutputsParams | None]:
+    """The constraint, if any, behind the field that it comes from; `format_field` is the response format's.
 
     Raises ApiError where two contradict each other, RequestError for one that no grammar can hold a text to.
     """
     given = {
-        "response_format": _of_format(body),
+        format_field: _of_format(body, format_field),
         "tools": _of_tool_choice(body, parser),
         "structured_outputs": None if body.structured_outputs is None else body.structured_outputs.params(),
     }
     found = [(field, each) for field, each in given.items() if each is not None]
     if len(found) > 1:
-        raise refused("response_format, structured_outputs and a forced tool_choice exclude each other: give one")
+        raise refused(f"{format_field}, structured_outputs and a forced tool_choice exclude each other: give one")
     return found[0] if found else ("structured_outputs", None)
 
 
-def _of_format(body: ChatRequest) -> StructuredOutputsParams | None:
+def _of_format(body: ChatRequest, field: str) -> StructuredOutputsParams | None:
     wanted = body.response_format
     if wanted is None or wanted.type == "text":
         return None
     if wanted.json_schema is None:
-        return constraint("response_format", json_object=True)
-    return constraint("response_format", json=wanted.json_schema.schema_)
+        return constraint(field, json_object=True)
+    return constraint(field, json=wanted.json_schema.schema_)
 
 
 def _of_tool_choice(body: ChatRequest, parser: str | None) -> StructuredOutputsParams | None:

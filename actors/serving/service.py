@@ -174,7 +174,7 @@ class Service:
             answers = await offloaded(request, lambda: self.engine.prepare(prompts, params, add_special_tokens))
         except PromptError as error:
             raise refused_prompt(error, len(prompts), form.prompt_field) from None
-        request_id = f"{form.id_prefix}-{request_id or answers[0].request_id}"
+        request_id = form.id_prefix + (request_id or answers[0].request_id)
         return Job(request.url.path, form, request_id, answers, params, request.state.arrived_s)
 
     async def run(self, job: Job) -> AsyncGenerator[list[Answer]]:
