@@ -26,6 +26,9 @@ from .chat_protocol import ChatRequest, ChatResponse
 from .completion_protocol import CompletionRequest, CompletionResponse
 from .completions import completions
 from .errors import ApiError, ErrorResponse, api_error
+from .responses import responses
+from .responses_output import ResponseObject
+from .responses_protocol import ResponsesRequest
 from .service import Service
 from .streams import ClientGoneError
 from .token_protocol import (
@@ -45,6 +48,7 @@ Metrics = Callable[[], Awaitable[str]]
 _ERRORS = {400: "wrong", 401: "no valid key", 404: "no such model", 408: "too slow", 413: "too large"}
 _ERRORS |= {429: "full, try later", 500: "failed", 503: "not ready, or ending"}
 _STREAMED = "the answer; with `stream`, events with its pieces, each of them JSON, the last of all `[DONE]`"
+_TYPED = "the answer; with `stream`, events with what happens to it, each of a type, the last with the whole of it"
 
 
 class Api:
@@ -54,8 +58,9 @@ class Api:
         self.app = FastAPI(title="Penstock", version=__version__, openapi_url="/openapi.json", redoc_url=None)
         self._service, self._keys = service, keys
         self._models: list[type[BaseModel]] = [ErrorResponse]
-        self._post("/v1/completions", completions, CompletionRequest, CompletionResponse, streams=True)
-        self._post("/v1/chat/completions", chat_completions, ChatRequest, ChatResponse, streams=True)
+        self._post("/v1/completions", completions, CompletionRequest, CompletionResponse, _STREAMED)
+        self._post("/v1/chat/completions", chat_completions, ChatRequest, ChatResponse, _STREAMED)
+        self._post("/v1/responses", responses, ResponsesRequest, ResponseObject, _TYPED)
         self._post("/tokenize", tokenize, TokenizeRequest, TokenizeResponse)
         self._post("/detokenize", detokenize, DetokenizeRequest, DetokenizeResponse)
         self._post("/v1/embeddings", embeddings, None, None)
@@ -77,16 +82,16 @@ class Api:
         endpoint: Endpoint,
         body: type[BaseModel] | None,
         answer: type[BaseModel] | None,
-        streams: bool = False,
+        streamed: str = "",
     ) -> None:
-        extra: dict[str, Any] = {"responses": self._answers(answer, streams)}
+        extra: dict[str, Any] = {"responses": self._answers(answer, streamed)}
         if body is not None:
             self._models.append(body)
             extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
         self._add(path, "POST", endpoint, extra)
 
     def _get(self, path: str, endpoint: Endpoint, answer: type[BaseModel]) -> None:
-        extra: dict[str, Any] = {"responses": self._answers(answer, streams=False)}
+        extra: dict[str, Any] = {"responses": self._answers(answer)}
         if "{" in path:
             extra["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
         self._add(path, "GET", endpoint, extra)
@@ -125,17 +130,18 @@ class Api:
             self._service.metrics.refused(answer.status)
             return answer.response()
 
-    def _answers(self, answer: type[BaseModel] | None, streams: bool) -> dict[str, Any]:
+    def _answers(self, answer: type[BaseModel] | None, streamed: str = "") -> dict[str, Any]:
+        """What may come back; `streamed` describes an answer that may come as events."""
         content: dict[str, Any] = {}
         if answer is not None:
             self._models.append(answer)
             content["application/json"] = {"schema": _ref(answer)}
-        if streams:
+        if streamed:
             content["text/event-stream"] = {}  # of many documents of JSON, which no schema of one describes
         errors = {"application/json": {"schema": _ref(ErrorResponse)}}
         answers: dict[str, Any] = {str(status): {"description": w, "content": errors} for status, w in _ERRORS.items()}
         if content:
-            answers["200"] = {"description": _STREAMED if streams else "the answer", "content": content}
+            answers["200"] = {"description": streamed or "the answer", "content": content}
         return answers
 
     def _document(self) -> dict[str, Any]:

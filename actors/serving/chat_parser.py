@@ -15,6 +15,11 @@ class ChatParser:
         self._tools = tools
 
     @property
+    def reads_calls(self) -> bool:
+        """Whether tool calls are looked for."""
+        return not isinstance(self._tools, PlainText)
+
+    @property
     def num_calls(self) -> int:
         """Complete tool calls so far."""
         return self._tools.num_calls

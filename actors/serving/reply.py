@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from .errors import ApiError
 from .service import Job, Service
-from .streams import EventStream, until_gone
+from .streams import EventStream, error_event, until_gone
 
 
 class Reply(Protocol):
@@ -22,9 +23,19 @@ class Reply(Protocol):
         """The response as events."""
 
 
-async def replied(service: Service, request: Request, job: Job, reply: Reply, streams: bool) -> Response:
-    """Runs the job; raises what refuses it before anything is sent, ClientGoneError among it."""
+async def replied(
+    service: Service,
+    request: Request,
+    job: Job,
+    reply: Reply,
+    streams: bool,
+    failure: Callable[[ApiError], bytes] = error_event,
+) -> Response:
+    """Runs the job; raises what refuses it before anything is sent, ClientGoneError among it.
+
+    `failure` is the end of a stream that fails.
+    """
     if streams:
-        return await EventStream.start(request.receive, reply.chunks())
+        return await EventStream.start(request.receive, reply.chunks(), failure)
     await until_gone(request.receive, service.finish(job))
     return JSONResponse(reply.whole())

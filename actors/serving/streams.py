@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import api_error
+from .errors import ApiError, api_error
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
@@ -24,6 +24,16 @@ class ClientGoneError(Exception):
 def sse(value: Any) -> bytes:
     """One event; `value` is plain data or a pydantic model."""
     return b"data: " + to_json(value) + b"\n\n"
+
+
+def typed_sse(event: dict[str, Any]) -> bytes:
+    """One event that says its type in its frame too."""
+    return f"event: {event['type']}\n".encode() + sse(event)
+
+
+def error_event(error: ApiError) -> bytes:
+    """How a stream of chunks ends that fails."""
+    return sse(error.body) + DONE
 
 
 class ClientWatch:
@@ -66,25 +76,31 @@ class ClientWatch:
 class EventStream(Response):
     """A response of chunks that are sent as they come; a client that goes away ends their generator at once.
 
-    The first chunk is there before: what refuses a request is raised before any status is sent.
+    The first chunk is there before: what refuses a request is raised before any status is sent. What fails afterwards
+    the stream itself has to say, in the words of `failure`.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes], watch: ClientWatch) -> None:
+    def __init__(
+        self, first: bytes, rest: AsyncGenerator[bytes], watch: ClientWatch, failure: Callable[[ApiError], bytes]
+    ) -> None:
         super().__init__()
         self._first = first
         self._rest = rest
         self._watch = watch
+        self._failure = failure
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
 
     @classmethod
-    async def start(cls, receive: Receive, chunks: AsyncGenerator[bytes]) -> EventStream:
+    async def start(
+        cls, receive: Receive, chunks: AsyncGenerator[bytes], failure: Callable[[ApiError], bytes] = error_event
+    ) -> EventStream:
         """Waits for the first chunk; raises what keeps it from coming, ClientGoneError among it."""
         watch = ClientWatch(receive)
         try:
-            return cls(await watch.during(anext(chunks)), chunks, watch)
+            return cls(await watch.during(anext(chunks)), chunks, watch, failure)
         except BaseException:
             watch.end()
             await chunks.aclose()
@@ -104,8 +120,8 @@ class EventStream(Response):
         try:
             async for chunk in self._rest:
                 await _send(send, chunk)
-        except Exception as error:  # the status is out: the stream itself has to say it
-            await _send(send, sse(api_error(error).body) + DONE)
+        except Exception as error:  # the status is out
+            await _send(send, self._failure(api_error(error)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -41,7 +41,8 @@ def test_every_endpoint_of_the_model_asks_for_the_key_and_the_operators_ones_do_
         assert served.get(path).status_code == 401
         assert served.get(path).headers["www-authenticate"] == "Bearer"
         assert served.get(path, authorization="Bearer one").status_code == 200
-    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/embeddings"):
+    answers = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+    for path in (*answers, "/tokenize", "/detokenize", "/v1/embeddings"):
         assert served.refusal(path, 401)["code"] == "invalid_api_key"
     for path in ("/health", "/metrics", "/version"):
         assert served.get(path).status_code == 200
