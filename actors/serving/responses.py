@@ -89,8 +89,7 @@ class _Reply:
 class _Reader:
     """An answer's text as deltas, each with its content's logprobs.
 
-    A piece that a parser of calls is given begins with what may be a tag or holds none, so that no call is behind
-    content in one delta.
+    A piece that a parser of calls is given has one tag at most, and that at its beginning: see `ItemTable`.
     """
 
     def __init__(self, service: Service, chat: ChatRequest, job: Job) -> None:
@@ -114,7 +113,7 @@ class _Reader:
 
     def _told(self, delta: ChatDelta) -> tuple[ChatDelta, list[TokenLogprob]]:
         logprobs = self._scores.of(delta.content)
-        if delta.reasoning:
+        if not delta.content and (delta.reasoning or any(piece.is_last for piece in delta.tool_calls)):
             self._scores.pass_by()
         return only_wanted(self._chat, delta), logprobs
 

@@ -1,7 +1,8 @@
 """The items of an answer while they grow, and the events that tell of them, for whole answers and streams alike.
 
-An item is open from its first piece until something else follows, so that items stand in the order of the text. Within
-one delta reasoning comes first, then calls, then content: its text must not hold a call behind content.
+An item is open from its first piece until something else follows, so that items stand in the order of the text. A
+delta doesn't say in which order its own pieces were, but where its text has had one tag at most, there is only one:
+reasoning, what goes on with a call or is the last of it, content, what begins a call.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ class ItemTable:
         events: list[Event] = []
         if delta.reasoning:
             events += self._feed_text(OutputReasoning, ReasoningText, delta.reasoning, [])
+        begun = [piece for piece in delta.tool_calls if piece.name is not None and not piece.is_last]
         for piece in delta.tool_calls:
-            events += self._feed_call(piece)
+            events += self._feed_call(piece) if piece not in begun else []
         if delta.content:
             events += self._feed_text(OutputMessage, OutputText, delta.content, logprobs)
+        for piece in begun:
+            events += self._feed_call(piece)
         return events
 
     def finish(self, end: End) -> list[Event]:

@@ -87,9 +87,9 @@ class TextScores:
         """The entries of the tokens that have a share in it."""
         if not content:
             return []
-        at = max(self._text.rfind(content), 0)
-        begin, end = self._start + at, self._start + at + len(content)
-        self._text, self._start = self._text[at + len(content) :], end
+        at = 0 if self._text.startswith(content) else max(self._text.rfind(content), 0)  # behind what was dropped
+        begin, end = self._start + at, self._start + min(at + len(content), len(self._text))
+        self._text, self._start = self._text[end - self._start :], end
         reached = [each for each in self._tokens if each[0] < end]
         ends = [place for place, _ in self._tokens[1 : len(reached) + 1]] + [end]
         self._tokens = self._tokens[len(reached) :]

@@ -10,12 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 READ_TIMEOUT_S = 90.0
-PATHS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
+HELLO = [{"role": "user", "content": "a"}]
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "a", "max_tokens": 2},
+    "/v1/chat/completions": {"messages": HELLO, "max_tokens": 2},
+    "/v1/responses": {"input": HELLO, "max_output_tokens": 2},
+    "/tokenize": {"messages": HELLO},
+    "/detokenize": {"tokens": [97]},
+}
+PATHS = list(BODIES)
 FIELDS = [
     *("model", "prompt", "n", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "logprobs", "echo"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "seed", "max_tokens", "min_tokens"),
     *("stop", "stop_token_ids", "prompt_token_ids", "messages", "tools", "tool_choice", "response_format", "tokens"),
     *("structured_outputs", "chat_template_kwargs", "request_id", "metadata", "best_of", "suffix", "user", "nonsense"),
+    *("input", "include", "instructions", "reasoning", "text"),
 ]
 HUGE = [10**9, 2**31, 2**62, 2**63 - 1, 2**63, 10**40, -1, -(2**63), 1e308, 1e-308, 5e-324, -0.0, 0]
 SMALL: dict[str, Any] = {"prompt": "17 + 25 =", "max_tokens": 3}
@@ -122,8 +131,7 @@ def _value(draw: random.Random, depth: int = 0) -> Any:
 
 def _wrong_types(draw: random.Random) -> Attack:
     path = draw.choice(PATHS)
-    body = {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
-    body |= {"max_tokens": 2} | {draw.choice(FIELDS): _value(draw) for _ in range(draw.randrange(1, 4))}
+    body = BODIES[path] | {draw.choice(FIELDS): _value(draw) for _ in range(draw.randrange(1, 4))}
     return Attack("wrong types", [post(path, _json(body))])
 
 
