@@ -241,6 +241,19 @@ def test_what_is_not_supported_is_said(client: openai.OpenAI) -> None:
         client.completions.create(model="demo", prompt="a", best_of=3)
 
 
+def test_the_same_questions_are_answered_as_responses(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"model": "demo", "input": "What is 17 + 25?", "temperature": 0}
+    assert client.responses.create(**fields).output_text == "42"
+    with client.responses.stream(**fields) as stream:
+        assert stream.get_final_response().output_text == "42"
+    tool: Any = {"type": "function", "name": "get_weather", "parameters": CITY, "strict": True}
+    answer = client.responses.create(**fields, tools=[tool], tool_choice="required", max_output_tokens=120)
+    (call,) = [item for item in answer.output if item.type == "function_call"]
+    assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
+    cut = client.responses.create(**fields, max_output_tokens=1)
+    assert (cut.status, cut.output_text) == ("incomplete", "4")
+
+
 def test_many_clients_at_once_get_their_own_answers(demo_server: LiveServer) -> None:
     async def ask() -> list[str | None]:
         url = f"http://127.0.0.1:{demo_server.port}/v1"
