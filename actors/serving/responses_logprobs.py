@@ -61,7 +61,8 @@ class TextScores:
         self._tokenizer = tokenizer
         self._offsets = TextOffsets(Detokenizer(tokenizer, prompt_token_ids, skips_special), 0)
         self._num_likeliest = num_likeliest
-        self._tokens: list[tuple[int, TokenLogprob]] = []  # not given out or passed by, each with its text's place
+        self._tokens: list[tuple[int, TokenLogprob]] = []  # each with the place where its text begins
+        self._next = 0  # of these: the first that is neither given out nor passed by
         self._num_taken = 0  # characters that have come
         self._text = ""  # read, and neither given out nor passed by
         self._start = 0  # where that begins
@@ -90,13 +91,19 @@ class TextScores:
         at = 0 if self._text.startswith(content) else max(self._text.rfind(content), 0)  # behind what was dropped
         begin, end = self._start + at, self._start + min(at + len(content), len(self._text))
         self._text, self._start = self._text[end - self._start :], end
-        reached = [each for each in self._tokens if each[0] < end]
-        ends = [place for place, _ in self._tokens[1 : len(reached) + 1]] + [end]
-        self._tokens = self._tokens[len(reached) :]
-        return [entry for (place, entry), behind in zip(reached, ends, strict=False) if max(behind, place + 1) > begin]
+        return [entry for place, behind, entry in self._take(end) if max(behind, place + 1) > begin]
 
     def pass_by(self) -> None:
         """Forgets it, so that long reasoning isn't looked through again and again."""
         self._start += len(self._text)
         self._text = ""
-        self._tokens = [each for each in self._tokens if each[0] >= self._start]
+        self._take(self._start)
+
+    def _take(self, end: int) -> list[tuple[int, int, TokenLogprob]]:
+        """The next tokens that begin before `end`: where each begins, where the one behind it does, its entry."""
+        taken = []
+        while self._next < len(self._tokens) and self._tokens[self._next][0] < end:
+            place, entry = self._tokens[self._next]
+            self._next += 1
+            taken.append((place, self._tokens[self._next][0] if self._next < len(self._tokens) else end, entry))
+        return taken
