@@ -6,21 +6,21 @@ import json
 from collections.abc import Iterator
 from enum import Enum
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from openai import pydantic_function_tool
 from pydantic import BaseModel, Field
 
-import penstock.model.demo
 from penstock.configs.structured import StructuredOutputsParams
 from penstock.model.grammar_compiler import GrammarCompiler
+
+from .grammar_rig import demo_compiler, takes
 
 
 @cache
 def compiler() -> GrammarCompiler:
-    return GrammarCompiler(str(Path(penstock.model.demo.__file__).parent), 264, [257])
+    return demo_compiler()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,12 +54,7 @@ class Thing(BaseModel):
 
 
 def allows(text: str, **given: Any) -> bool:
-    from xgrammar import GrammarMatcher
-
-    matcher = GrammarMatcher(
-        compiler().compile(StructuredOutputsParams(**given).spec), terminate_without_stop_token=True
-    )
-    return all(matcher.accept_string(bytes([byte])) for byte in text.encode()) and matcher.is_terminated()
+    return takes(compiler(), StructuredOutputsParams(**given).spec, text)
 
 
 def test_pydantic_and_openai_schemas_hold_the_text() -> None:
