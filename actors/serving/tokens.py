@@ -30,6 +30,8 @@ async def models(service: Service, request: Request) -> Response:
         max_model_len=service.engine.limits.max_model_len,
     )
     name = request.path_params.get("model")
+    if request.scope["path"].endswith("\n"):  # which a route leaves out of what it matches
+        name = f"{name or ''}\n"
     if not name:  # also behind a slash at the end
         return JSONResponse(ModelList(data=[card]).model_dump())
     service.check_model(name)

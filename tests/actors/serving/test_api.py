@@ -32,9 +32,10 @@ def test_the_model_is_listed(served: Served) -> None:
     assert (card["id"], card["object"], card["owned_by"], card["max_model_len"]) == ("demo", "model", "penstock", 512)
     assert served.get("/v1/models/demo").json() == card
     assert served.get("/v1/models/").json() == listed
-    missing = served.get("/v1/models/a/b")
-    assert missing.status_code == 404
-    assert missing.json()["error"]["code"] == "model_not_found"
+    for name in ("a/b", "%0A", "demo%0A"):
+        missing = served.get(f"/v1/models/{name}")
+        assert missing.status_code == 404
+        assert missing.json()["error"]["code"] == "model_not_found"
 
 
 def test_text_becomes_tokens_and_text_again(served: Served) -> None:
