@@ -27,7 +27,7 @@ from .service import Form, Job, Service, offloaded
 from .streams import DONE, sse
 from .usage import usage_of
 
-_FORM = Form("chatcmpl-", "messages")
+_FORM = Form("chatcmpl-", "messages", "top_logprobs")
 _WHOLE, _CHUNK = "chat.completion", "chat.completion.chunk"
 
 

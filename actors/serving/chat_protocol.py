@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ...configs.sampling import MAX_LOGPROBS
 from .completion_protocol import Usage
 from .fields import Items, PlainValues, SamplingFields, Unserved
 
@@ -120,7 +121,9 @@ class ChatRequest(SamplingFields):
     messages: Items[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, lt=1 << 63, description="most tokens to generate")
     logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0, description="with logprobs: alternatives to report for each token")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="with logprobs: alternatives to report for each token"
+    )
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None

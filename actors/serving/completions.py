@@ -23,7 +23,7 @@ from .service import Form, Job, Service
 from .streams import DONE, sse
 from .usage import usage_of
 
-_FORM = Form("cmpl-", "prompt")
+_FORM = Form("cmpl-", "prompt", "logprobs")
 _KIND = "text_completion"
 
 

@@ -25,7 +25,7 @@ from .service import Form, Job, Service, offloaded
 from .streams import typed_sse
 from .tool_parsers import TOOL_FORMATS
 
-_FORM = Form("resp_", "input")
+_FORM = Form("resp_", "input", "top_logprobs")
 
 
 async def responses(service: Service, request: Request) -> Response:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
+from ...configs.sampling import MAX_LOGPROBS
 from .fields import Items, PlainValues, SamplingFields, Unserved
 
 LOGPROBS = "message.output_text.logprobs"
@@ -150,7 +151,9 @@ class ResponsesRequest(SamplingFields):
     include: Annotated[list[Included], Field(max_length=64)] | None = Field(
         None, description="log-probabilities are; of the others an answer has nothing"
     )
-    top_logprobs: int | None = Field(None, ge=0, description="alternatives to report for each token of the text")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="alternatives to report for each token of the text"
+    )
     chat_template_kwargs: PlainValues | None = None
     truncation: Annotated[Literal["auto", "disabled"] | None, AfterValidator(_never_cut)] = None
     background: Annotated[bool | None, AfterValidator(_not_behind_a_request)] = None

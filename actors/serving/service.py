@@ -59,6 +59,7 @@ class Form:
 
     id_prefix: str
     prompt_field: str
+    logprobs_field: str  # which says how many alternatives are to be reported
 
 
 @dataclass(slots=True)
@@ -165,7 +166,7 @@ class Service:
 
         `constrained_by` is the field that a constraint on the text comes from.
         """
-        self._check_bounds(prompts, params)
+        self._check_bounds(prompts, params, form)
         self.admission.check(len(prompts) * params.n)  # before anything is made for so many
         grammar = params.structured_outputs
         if grammar is not None and (problem := await self._check_grammar(grammar.spec)) is not None:
@@ -208,13 +209,13 @@ class Service:
             async for _ in steps:
                 pass
 
-    def _check_bounds(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
-        config = self.config
+    def _check_bounds(self, prompts: Sequence[Prompt], params: SamplingParams, form: Form) -> None:
+        config, logprobs = self.config, form.logprobs_field
         longest = max(map(len, params.stop_strings), default=0)
         for what, param, value, limit in (
             ("prompts", "prompt", len(prompts), config.max_prompts),
             ("n", "n", params.n, config.max_n),
-            ("logprobs", "logprobs", max(params.logprobs or 0, params.prompt_logprobs or 0), config.max_logprobs),
+            (logprobs, logprobs, max(params.logprobs or 0, params.prompt_logprobs or 0), config.max_logprobs),
             ("stop strings", "stop", len(params.stop_strings), config.max_stop_strings),
             ("characters of a stop string", "stop", longest, config.max_stop_chars),
         ):

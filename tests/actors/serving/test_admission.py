@@ -159,7 +159,12 @@ def test_a_server_that_drains_lets_run_what_runs_and_takes_nothing_new() -> None
         ({"max_n": 2}, COMPLETIONS, {"prompt": "a", "n": 3}, "n: 3, at most 2"),
         ({"max_n": 2}, CHAT, {"messages": HELLO, "n": 3}, "n: 3, at most 2"),
         ({"max_logprobs": 2}, COMPLETIONS, {"prompt": "a", "logprobs": 3}, "logprobs: 3, at most 2"),
-        ({"max_logprobs": 2}, CHAT, {"messages": HELLO, "logprobs": True, "top_logprobs": 3}, "logprobs: 3, at most 2"),
+        (
+            {"max_logprobs": 2},
+            CHAT,
+            {"messages": HELLO, "logprobs": True, "top_logprobs": 3},
+            "top_logprobs: 3, at most 2",
+        ),
         ({"max_stop_strings": 1}, CHAT, {"messages": HELLO, "stop": ["a", "b"]}, "stop strings: 2, at most 1"),
         ({"max_stop_chars": 2}, COMPLETIONS, {"prompt": "a", "stop": "abc"}, "a stop string: 3, at most 2"),
     ],

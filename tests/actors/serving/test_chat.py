@@ -102,7 +102,7 @@ def test_a_conversation_with_calls_and_their_results_is_taken() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
         ({"messages": [{"role": "user", "content": 5}]}, "content"),
         ({"messages": [{"role": "user", "content": "a" * 600}]}, "prompt: has 603 tokens; the maximum"),
-        ({"logprobs": True, "top_logprobs": 21}, "logprobs is 21"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs is 21"),
         ({"top_logprobs": 2}, "top_logprobs is 2, but logprobs isn't true"),
         ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens, max_completion_tokens"),
         ({"max_completion_tokens": 0}, "max_completion_tokens is 0"),
