@@ -7,9 +7,12 @@ scheduler decides; nothing here counts references.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
+
+from ..errors import ConfigError
 
 
 @dataclass(slots=True, frozen=True)
@@ -23,7 +26,10 @@ class LayerCache:
 
 
 class KVCache:
-    """The cache of one rank. It starts as zeros, so that a masked read of an unused slot is harmless."""
+    """The cache of one rank. It starts as zeros, so that a masked read of an unused slot is harmless.
+
+    Raises ConfigError where the device hasn't the memory.
+    """
 
     def __init__(
         self,
@@ -39,7 +45,15 @@ class KVCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         shape = (num_layers, 2, num_blocks, block_size, num_kv_heads_per_rank, head_dim)
-        self._data = torch.zeros(shape, dtype=dtype, device=device)
+        says_no = RuntimeError if torch.device(device).type == "cpu" else torch.OutOfMemoryError
+        try:
+            self._data = torch.zeros(shape, dtype=dtype, device=device)
+        except says_no:
+            size = prod(shape) * dtype.itemsize / (1 << 30)
+            raise ConfigError(
+                f"{num_blocks} blocks of KV cache take {size:.1f} GiB on a rank, more than it can have; "
+                "lower num_kv_blocks or kv_cache_memory_bytes"
+            ) from None
 
     @property
     def num_bytes(self) -> int:

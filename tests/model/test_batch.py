@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from penstock.errors import ConfigError
 from penstock.model.batch import Batch
 from penstock.model.kv_cache import KVCache, bytes_per_block
 from penstock.scheduler.mirror import Mirror
@@ -43,3 +45,8 @@ def test_a_layers_cache_is_addressed_by_block_and_by_slot_alike() -> None:
     assert layer.keys.eq(0).all()
     assert cache.layer(0).values.eq(0).all()
     assert bytes_per_block(2, 4, 3, 8, torch.bfloat16) * 5 == 2 * 2 * layer.keys.numel() * 2
+
+
+def test_a_cache_beyond_all_memory_is_refused_with_its_size() -> None:
+    with pytest.raises(ConfigError, match=r"1073741824 blocks of KV cache take 2097152\.0 GiB .* lower num_kv_blocks"):
+        KVCache(32, 1 << 30, 16, 8, 128, torch.bfloat16)
