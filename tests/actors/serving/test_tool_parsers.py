@@ -260,7 +260,7 @@ HOSTILE = {
 def test_200_kb_at_once_take_no_time(name: str) -> None:
     start_s = time.process_time()
     message = read(HOSTILE[name])
-    assert time.process_time() - start_s < 1
+    assert time.process_time() - start_s < 3  # 0.13 alone, without the collections of a whole test run
     assert len(message.content) + len(message.tool_calls) > 0
 
 
