@@ -7,10 +7,13 @@ from pathlib import Path
 import penstock.model.demo
 from penstock.model.grammar_compiler import GrammarCompiler
 
+DEMO = Path(penstock.model.demo.__file__).parent
+VOCAB_SIZE, END = 264, 257
+
 
 def demo_compiler() -> GrammarCompiler:
     """Its threads must end before the interpreter does: let it go with the module's tests."""
-    return GrammarCompiler(str(Path(penstock.model.demo.__file__).parent), 264, [257])
+    return GrammarCompiler(str(DEMO), VOCAB_SIZE, [END])
 
 
 def takes(compiler: GrammarCompiler, spec: str, text: str) -> bool:

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-import penstock.model.demo
 from penstock.errors import RequestError
 from penstock.model.grammar import mask_by_bits
 from penstock.model.grammar_compiler import GrammarCompiler
 from penstock.scheduler.plan import GREEDY, Registration, Sampling
 
+from .grammar_rig import DEMO, END, VOCAB_SIZE, demo_compiler
 from .sampler_rig import SamplerRig
 
-DEMO = Path(penstock.model.demo.__file__).parent
-V, END, PAD = 264, 257, 256
+V, PAD = VOCAB_SIZE, 256
 WANTED = torch.zeros(3, V)
 WANTED[:, ord("x")] = 9.0  # what every row would say
 WANTED[:, ord("b")] = 5.0
@@ -26,7 +25,7 @@ WANTED[:, ord("b")] = 5.0
 
 @pytest.fixture(scope="module")
 def compiler() -> GrammarCompiler:
-    return GrammarCompiler(str(DEMO), V, [END])
+    return demo_compiler()
 
 
 @pytest.fixture
